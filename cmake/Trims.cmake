@@ -1,0 +1,99 @@
+# Functions that give every target of the tree the same flags.
+#
+#   trims_library(NAME SRCS … [DEPS …] [PRIVATE_DEPS …])   static, PIC
+#   trims_executable(NAME SRCS … DEPS …)
+#   trims_test(NAME SRCS … DEPS … [ARGS …] [LABELS …] [TIMEOUT s])
+#                                                          GoogleTest, run by ctest
+#   trims_benchmark(NAME SRCS … DEPS …)                    Google Benchmark
+#   trims_fuzzer(NAME SRCS … DEPS … CORPUS dir)            libFuzzer when
+#       TRIMS_BUILD_FUZZERS is on; always a ctest that replays the corpus.
+include(CMakeParseArguments)
+
+set(TRIMS_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wno-missing-field-initializers)
+
+# g++ 12 reports -Wrestrict inside std::string's operator+ (GCC bug 105329).
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  list(APPEND TRIMS_WARNINGS -Wno-restrict)
+endif()
+
+function(trims_flags target)
+  target_compile_options(${target} PRIVATE
+    $<$<COMPILE_LANGUAGE:CXX>:${TRIMS_WARNINGS}>
+    $<$<COMPILE_LANGUAGE:C>:-Wall;-Wextra>)
+  if(TRIMS_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  target_include_directories(${target} PUBLIC
+    ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+endfunction()
+
+if(TRIMS_SANITIZE)
+  add_compile_options(-fsanitize=${TRIMS_SANITIZE} -fno-omit-frame-pointer -g)
+  add_link_options(-fsanitize=${TRIMS_SANITIZE})
+  if(TRIMS_SANITIZE MATCHES undefined)
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()
+if(TRIMS_BUILD_FUZZERS)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
+
+function(trims_library name)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(${name} STATIC ${A_SRCS})
+  trims_flags(${name})
+  target_link_libraries(${name} PUBLIC ${A_DEPS} PRIVATE ${A_PRIVATE_DEPS})
+endfunction()
+
+function(trims_executable name)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  trims_flags(${name})
+  target_link_libraries(${name} PRIVATE ${A_DEPS})
+endfunction()
+
+function(trims_test name)
+  if(NOT TRIMS_BUILD_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS;ARGS;LABELS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  trims_flags(${name})
+  target_link_libraries(${name} PRIVATE ${A_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 300)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT})
+  if(A_LABELS)
+    set_tests_properties(${name} PROPERTIES LABELS "${A_LABELS}")
+  endif()
+endfunction()
+
+function(trims_benchmark name)
+  if(NOT TRIMS_BUILD_BENCHMARKS)
+    return()
+  endif()
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  trims_flags(${name})
+  target_link_libraries(${name} PRIVATE ${A_DEPS} benchmark::benchmark)
+endfunction()
+
+function(trims_fuzzer name)
+  cmake_parse_arguments(A "" "CORPUS" "SRCS;DEPS" ${ARGN})
+  if(TRIMS_BUILD_FUZZERS)
+    add_executable(${name} ${A_SRCS})
+    trims_flags(${name})
+    target_link_libraries(${name} PRIVATE ${A_DEPS})
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    set_property(GLOBAL APPEND PROPERTY TRIMS_FUZZERS ${name}=${A_CORPUS})
+  endif()
+  if(TRIMS_BUILD_TESTS AND NOT TRIMS_BUILD_FUZZERS)
+    add_executable(${name}_replay ${A_SRCS} ${PROJECT_SOURCE_DIR}/fuzz/replay_main.cc)
+    trims_flags(${name}_replay)
+    target_link_libraries(${name}_replay PRIVATE ${A_DEPS})
+    add_test(NAME ${name}_replay COMMAND ${name}_replay ${A_CORPUS})
+    set_tests_properties(${name}_replay PROPERTIES TIMEOUT 120 LABELS fuzz)
+  endif()
+endfunction()

@@ -1,0 +1,232 @@
+// The store's vocabulary: what happens to it (events), what it asks for
+// (actions), and what can be asked of it (views). Plain values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/status.h"
+
+namespace trims::store {
+
+using SessionId = uint64_t;
+using LeaseId = uint64_t;   // Never reused, not even by another worker of the same daemon (see Config::id_base).
+using OpenId = uint64_t;    // Chosen by the caller, one per open that waits for its answer.
+using LoadId = uint64_t;
+using TierIndex = uint32_t;  // Index into Config::tiers.
+
+enum class Granularity : uint8_t { kModel = 1, kSlab = 2, kLayer = 3 };  // As in lease.fbs.
+
+// One allocation, by the content it holds. Equal keys hold equal bytes.
+struct Extent {
+  Digest key;
+  uint64_t bytes = 0;  // As allocated.
+  friend bool operator==(const Extent&, const Extent&) = default;
+};
+
+// A model's bytes in one tier at one granularity.
+struct ReplicaKey {
+  Digest model;
+  TierIndex tier = 0;
+  Granularity granularity = Granularity::kModel;
+  friend auto operator<=>(const ReplicaKey&, const ReplicaKey&) = default;
+};
+
+// What an open or a prefetch needs to know about a model.
+struct ModelPlan {
+  Digest model;
+  std::string name;               // For messages and listings.
+  std::vector<Extent> extents;    // At the granularity asked for; keys may repeat (a tensor stored twice).
+  uint64_t weight_bytes = 0;      // Sum of the tensors, without padding.
+  // Reachable by a catalogue name, hence by everybody. Otherwise only uids that
+  // have shown an open descriptor of the file (or 0 and the daemon's own) may have it.
+  bool is_public = true;
+  std::optional<Duration> reload_cost;  // Estimated time to load it again, for gdsf.
+};
+
+enum class ReplicaState : uint8_t { kAbsent, kLoading, kReady, kDraining, kQuarantined };
+std::string_view ReplicaStateName(ReplicaState state);  // "absent", "loading", …
+
+enum class PolicyKind : uint8_t { kNever, kLru, kFifo, kLcu, kRandom, kFlush, kEager, kGdsf };
+std::string_view PolicyName(PolicyKind kind);
+// Case-insensitive; "all" is another name of "flush". INVALID_ARGUMENT lists the names.
+Result<PolicyKind> ParsePolicy(std::string_view name);
+
+struct TierConfig {
+  std::string name;            // "host", "gpu:<uuid>".
+  uint64_t budget_bytes = 0;   // What replicas of this tier may take together.
+};
+
+struct Config {
+  std::vector<TierConfig> tiers;
+  PolicyKind policy = PolicyKind::kLru;
+  double estimation_rate = 1.0;             // Multiplies the bytes to load in the admission estimate.
+  bool estimate_with_internal_memory = true;  // Adds the model's measured peak beside its weights.
+  // A replica that no lease holds is dropped this long after its last lease
+  // ended; nullopt: kept until evicted.
+  std::optional<Duration> keep_alive;
+  // Host replicas are kept when no lease holds them (UPRD_PERSIST_CPU).
+  bool persist_host = true;
+  uint32_t leases_per_uid_max = 65536;
+  uint64_t leased_bytes_per_uid_max = 0;    // 0: no limit.
+  // Adopted replicas are not evicted this long, so that clients can re-register.
+  Duration adoption_grace = std::chrono::seconds(5);
+  uint64_t id_base = 1;                     // First lease, load and generation number.
+  uint64_t random_seed = 1;                 // For policy random.
+};
+
+// --- Events ------------------------------------------------------------------
+
+struct OpenAsked {
+  OpenId open = 0;
+  SessionId session = 0;
+  uint32_t uid = 0;
+  bool is_admin = false;               // uid 0 or the daemon's own.
+  TierIndex tier = 0;
+  Granularity granularity = Granularity::kModel;
+  ModelPlan plan;
+  bool proved_access = false;          // Opened through a descriptor of the file.
+  std::optional<std::optional<Duration>> keep_alive;  // Overrides Config::keep_alive for this replica.
+};
+// Open of something already resident, by digest alone: never starts a load.
+struct OpenResidentAsked {
+  OpenId open = 0;
+  SessionId session = 0;
+  uint32_t uid = 0;
+  bool is_admin = false;
+  TierIndex tier = 0;
+  std::optional<Granularity> granularity;  // nullopt: whichever is resident, model first.
+  Digest model;
+};
+struct OpenCancelled { OpenId open = 0; };   // Also when its deadline passed.
+struct LeaseClosed {
+  SessionId session = 0;
+  LeaseId lease = 0;
+  uint64_t peak_internal_bytes = 0;    // 0: not measured.
+};
+struct ReattachAsked {
+  OpenId open = 0;
+  SessionId session = 0;
+  uint32_t uid = 0;
+  ReplicaKey replica;
+  uint64_t generation = 0;
+};
+struct SessionEnded { SessionId session = 0; };
+struct LoadFinished { LoadId load = 0; };
+struct LoadFailed { LoadId load = 0; Status status; };
+// The keeper handed these extents to a new worker; they are being re-verified.
+// LoadFinished or LoadFailed with this load number follows. `plan.extents` lists all extents.
+struct AdoptionStarted {
+  LoadId load = 0;                     // From Store::NewLoadId().
+  TierIndex tier = 0;
+  Granularity granularity = Granularity::kModel;
+  ModelPlan plan;
+  uint64_t generation = 0;             // Kept from before.
+  bool pinned = false;
+};
+// Admin's prefetch. Answered by ReplyReady or ReplyError with `open`; takes no lease.
+struct LoadAsked {
+  OpenId open = 0;
+  TierIndex tier = 0;
+  Granularity granularity = Granularity::kModel;
+  ModelPlan plan;
+  std::optional<std::optional<Duration>> keep_alive;
+};
+struct PinAsked { Digest model; TierIndex tier = 0; bool pinned = true; };  // All its replicas in that tier, also future ones.
+struct EvictAsked {
+  Digest model;
+  std::optional<TierIndex> tier;       // nullopt: everywhere.
+  bool force = false;                  // Leased ones become draining: no new lease, freed at the last close.
+};
+struct QuarantineAsked { ReplicaKey replica; std::string reason; };  // A check found wrong bytes.
+struct ConfigChanged { Config config; };  // Tiers keep their number and names.
+struct Tick {};                        // Expiry of keep_alive.
+
+using Event = std::variant<OpenAsked, OpenResidentAsked, OpenCancelled, LeaseClosed, ReattachAsked, SessionEnded,
+                           LoadFinished, LoadFailed, AdoptionStarted, LoadAsked, PinAsked, EvictAsked,
+                           QuarantineAsked, ConfigChanged, Tick>;
+
+// --- Actions -----------------------------------------------------------------
+
+// Bring `missing` extents into the tier; then LoadFinished or LoadFailed. Extents
+// of the replica that are resident already are not in the list.
+struct StartLoad {
+  LoadId load = 0;
+  ReplicaKey replica;
+  std::vector<Extent> missing;
+};
+// Nobody waits any more. LoadFailed (CANCELLED) or LoadFinished still follows.
+struct CancelLoad { LoadId load = 0; };
+// Nothing in the store refers to these any more: free them.
+struct ReleaseExtents {
+  TierIndex tier = 0;
+  std::vector<Digest> extents;
+};
+struct ReplyLease {
+  OpenId open = 0;
+  SessionId session = 0;
+  LeaseId lease = 0;
+  ReplicaKey replica;
+  uint64_t generation = 0;
+  bool loaded = false;                 // This open caused or joined a load.
+};
+struct ReplyReady { OpenId open = 0; ReplicaKey replica; };  // To LoadAsked.
+struct ReplyError {
+  OpenId open = 0;
+  Status status;
+  // With RESOURCE_EXHAUSTED from admission.
+  uint64_t need_bytes = 0;
+  uint64_t free_bytes = 0;
+  uint64_t evictable_bytes = 0;
+};
+struct Notify {                        // For watchers, logs and metrics.
+  enum class Kind : uint8_t { kLoading, kReady, kFailed, kEvicted, kExpired, kQuarantined, kLeased, kReleased, kPinned, kUnpinned };
+  Kind kind{};
+  ReplicaKey replica;
+  std::string detail;                  // Policy that evicted, reason of a failure.
+};
+
+using Action = std::variant<StartLoad, CancelLoad, ReleaseExtents, ReplyLease, ReplyReady, ReplyError, Notify>;
+
+// --- Views -------------------------------------------------------------------
+
+struct LeaseView {
+  LeaseId lease = 0;
+  SessionId session = 0;
+  uint32_t uid = 0;
+  ReplicaKey replica;
+  Time since{};
+};
+struct ReplicaView {
+  ReplicaKey replica;
+  std::string name;
+  ReplicaState state{};
+  uint64_t generation = 0;
+  uint64_t bytes = 0;                  // Of all its extents.
+  uint64_t unshared_bytes = 0;         // What evicting it would free.
+  uint32_t leases = 0;
+  bool pinned = false;
+  uint64_t opens = 0;                  // Since it was loaded.
+  uint64_t peak_internal_bytes = 0;
+  Time loaded_at{};
+  Time last_open{};
+  std::optional<Time> expires_at;      // keep_alive running.
+  std::vector<Extent> extents;
+};
+struct TierView {
+  std::string name;
+  uint64_t budget_bytes = 0;
+  uint64_t used_bytes = 0;             // Unique extents, loading ones counted.
+  uint64_t leased_bytes = 0;
+  uint64_t pinned_bytes = 0;
+  uint64_t evictable_bytes = 0;
+  uint64_t evictions = 0;
+};
+
+}  // namespace trims::store

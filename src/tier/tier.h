@@ -1,0 +1,70 @@
+// A level of the hierarchy that can hold extents and lend them as descriptors.
+//
+// The reactor decides (through the store) what is resident; a Tier only moves
+// and checks bytes. Load, Adopt and Verify block and run on loader threads;
+// implementations are thread-safe. Interface, with one conformance suite
+// (tier_conformance.h) that every implementation and the fake must pass.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "tier/manifest.h"
+#include "tier/source.h"
+
+namespace trims {
+
+// One resident extent. Move-only; dropping it frees the memory as soon as no
+// client holds the descriptor either.
+struct ResidentExtent {
+  Digest key;
+  uint64_t bytes = 0;   // What the tier allocated, for accounting.
+  uint64_t map_bytes = 0;  // What a client maps.
+  UniqueFd fd;          // To lend: read-only by construction (host) or by convention (device).
+};
+
+// Shared between the loader thread and the reactor.
+struct LoadControl {
+  std::atomic<bool> cancelled{false};
+  // Called from the loader's threads with bytes that are done, rising to the total.
+  std::function<void(uint64_t done_bytes, uint64_t total_bytes)> on_progress;
+};
+
+struct LoadJob {
+  const ModelManifest* manifest = nullptr;  // Borrowed for the call.
+  const Source* source = nullptr;           // Borrowed for the call.
+  std::vector<const ExtentSpec*> extents;   // Which to bring in.
+};
+
+class Tier {
+ public:
+  virtual ~Tier() = default;
+  virtual const std::string& name() const = 0;
+  // What an extent of `bytes` takes from the budget (page rounding).
+  virtual uint64_t AllocationBytes(uint64_t bytes) const = 0;
+  // Reads, places and verifies every piece against the manifest's checksums.
+  // All or nothing. DATA_LOSS names file, tensor and chunk; CANCELLED when asked;
+  // RESOURCE_EXHAUSTED when the machine has no memory; ABORTED when the file has
+  // changed since the manifest was made.
+  virtual Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) = 0;
+  // Takes over an extent that an earlier worker made. Checks type, seals and size, not bytes.
+  virtual Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd) = 0;
+  // Recomputes the checksums of the resident bytes. DATA_LOSS names the tensor.
+  virtual Status Verify(const ResidentExtent& extent, const ExtentSpec& spec, const ModelManifest& manifest,
+                        LoadControl& control) = 0;
+};
+
+// Host memory: sealed memfds, on hugetlb pages while the machine has free ones.
+struct HostTierOptions {
+  bool use_hugetlb = true;
+  int io_threads = 0;   // For one load; 0: min(8, cores).
+};
+std::unique_ptr<Tier> MakeHostTier(const HostTierOptions& options);
+
+}  // namespace trims
