@@ -31,7 +31,9 @@ struct ReceivedPacket {
 // caller's state allows: with 0 no control buffer is given to the kernel, so
 // nothing can be pushed at us. More than `max_fds`, or a truncated packet or
 // control message, is INVALID_ARGUMENT, and every descriptor that arrived is
-// closed. DEADLINE_EXCEEDED when the socket is non-blocking and empty.
+// closed; RESOURCE_EXHAUSTED likewise when it was this process's descriptor limit
+// that cut the list. DEADLINE_EXCEEDED when the socket is non-blocking and empty.
+// A peer that is gone, or sends an empty packet, is `closed`.
 Result<ReceivedPacket> ReceivePacket(int socket, std::span<std::byte> buffer, size_t max_fds);
 
 struct PeerIdentity {
