@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/limits.h"
@@ -59,6 +60,30 @@ UniqueFd MakeMemfd(const std::string& label, unsigned int page_flags) {
   int fd = ::memfd_create(name.c_str(), flags | MFD_NOEXEC_SEAL);
   if (fd < 0 && errno == EINVAL) fd = ::memfd_create(name.c_str(), flags);
   return UniqueFd(fd);
+}
+
+// The choice in brackets of a file like "always [advise] never"; "" if there is none.
+std::string SelectedWord(const char* path) {
+  const UniqueFd fd(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return "";
+  char text[256];
+  const ssize_t size = ::read(fd.get(), text, sizeof text);
+  if (size <= 0) return "";
+  const std::string_view view(text, static_cast<size_t>(size));
+  const size_t begin = view.find('[');
+  const size_t end = view.find(']', begin == view.npos ? 0 : begin);
+  if (begin == view.npos || end == view.npos) return "";
+  return std::string(view.substr(begin + 1, end - begin - 1));
+}
+
+// Whether madvise(MADV_HUGEPAGE) on a memfd has an effect. Only a matter of speed.
+bool SystemGrantsLargePlainPages() {
+  std::string word =
+      SelectedWord("/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/shmem_enabled");
+  if (word.empty() || word == "inherit") {  // Linux before 6.11 has the second file alone.
+    word = SelectedWord("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  }
+  return word == "always" || word == "advise" || word == "within_size" || word == "force";
 }
 
 std::string Describe(const std::string& label, uint64_t size) {
@@ -128,8 +153,8 @@ Result<ReadOnlyMapping> ReadOnlyRegion::Map(bool populate) const {
     return OutOfRangeError("mapping " + std::to_string(size_) +
                            " bytes: more than this process can address");
   }
-  void* const address = ::mmap(nullptr, size_, PROT_READ,
-                               MAP_SHARED | (populate ? MAP_POPULATE : 0), fd_.get(), 0);
+  void* const address =
+      ::mmap(nullptr, size_, PROT_READ, MAP_SHARED | (populate ? MAP_POPULATE : 0), fd_.get(), 0);
   if (address == MAP_FAILED) {
     return ErrnoStatus(errno, "mapping " + std::to_string(size_) +
                                   " bytes read-only (is RLIMIT_AS or vm.max_map_count reached?)");
@@ -142,7 +167,8 @@ Result<ReadOnlyMapping> ReadOnlyRegion::Map(bool populate) const {
 WritableRegion::WritableRegion(WritableRegion&& other) noexcept
     : fd_(std::move(other.fd_)),
       data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
+      size_(std::exchange(other.size_, 0)),
+      has_large_pages_(other.has_large_pages_) {}
 
 WritableRegion& WritableRegion::operator=(WritableRegion&& other) noexcept {
   if (this != &other) {
@@ -150,6 +176,7 @@ WritableRegion& WritableRegion::operator=(WritableRegion&& other) noexcept {
     fd_ = std::move(other.fd_);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
+    has_large_pages_ = other.has_large_pages_;
   }
   return *this;
 }
@@ -182,8 +209,7 @@ Result<WritableRegion> WritableRegion::Create(const std::string& label, uint64_t
   }
   // For hugetlb, mmap reserves every page for this file or fails, so that no
   // later touch, here or in a client, can find the pool empty.
-  void* const address =
-      ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  void* const address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (address == MAP_FAILED) {
     const int error = errno;
     if (is_huge && error == ENOMEM) {
@@ -194,14 +220,55 @@ Result<WritableRegion> WritableRegion::Create(const std::string& label, uint64_t
     }
     return ErrnoStatus(error, "mapping " + Describe(label, size));
   }
-  return WritableRegion(std::move(fd), static_cast<std::byte*>(address), size);
+  bool has_large_pages = is_huge;
+  // Only whole large pages are asked for: one beyond the end would take memory
+  // that no account shows.
+  const uint64_t large_bytes = size / kHugePageBytes * kHugePageBytes;
+  if (!is_huge && large_bytes > 0 && SystemGrantsLargePlainPages()) {
+    has_large_pages = ::madvise(address, large_bytes, MADV_HUGEPAGE) == 0;
+  }
+  return WritableRegion(std::move(fd), static_cast<std::byte*>(address), size, has_large_pages);
+}
+
+Status WritableRegion::CheckRange(uint64_t offset, uint64_t bytes) const {
+  if (offset <= size_ && bytes <= size_ - offset) return OkStatus();
+  return OutOfRangeError("access to " + std::to_string(bytes) + " bytes at " +
+                         std::to_string(offset) + " of a region of " + std::to_string(size_));
+}
+
+Status WritableRegion::Write(uint64_t offset, std::span<const std::byte> bytes) {
+  RETURN_IF_ERROR(CheckRange(offset, bytes.size()));
+  while (!bytes.empty()) {
+    const ssize_t done =
+        ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) {
+      return ErrnoStatus(done < 0 ? errno : ENOSPC,
+                         "writing " + std::to_string(bytes.size()) + " bytes of shared memory");
+    }
+    offset += static_cast<uint64_t>(done);
+    bytes = bytes.subspan(static_cast<size_t>(done));
+  }
+  return OkStatus();
+}
+
+Status WritableRegion::Read(uint64_t offset, std::span<std::byte> bytes) const {
+  RETURN_IF_ERROR(CheckRange(offset, bytes.size()));
+  while (!bytes.empty()) {
+    const ssize_t done = ::pread(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) {
+      return ErrnoStatus(done < 0 ? errno : EIO,
+                         "reading " + std::to_string(bytes.size()) + " bytes of shared memory");
+    }
+    offset += static_cast<uint64_t>(done);
+    bytes = bytes.subspan(static_cast<size_t>(done));
+  }
+  return OkStatus();
 }
 
 Status WritableRegion::Populate(uint64_t offset, uint64_t bytes) {
-  if (offset > size_ || bytes > size_ - offset) {
-    return OutOfRangeError("populating " + std::to_string(bytes) + " bytes at " +
-                           std::to_string(offset) + " of a region of " + std::to_string(size_));
-  }
+  RETURN_IF_ERROR(CheckRange(offset, bytes));
   // madvise wants whole pages of the system's size; larger ones are its business.
   const uint64_t begin = offset / kHostPageBytes * kHostPageBytes;
   const uint64_t end = (offset + bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
@@ -222,26 +289,24 @@ Status WritableRegion::Populate(uint64_t offset, uint64_t bytes) {
                                     " bytes of shared memory: the machine or this process's "
                                     "control group has no more");
     }
-    return ErrnoStatus(errno, "allocating " + std::to_string(end - begin) +
-                                  " bytes of shared memory");
+    return ErrnoStatus(errno,
+                       "allocating " + std::to_string(end - begin) + " bytes of shared memory");
   }
   return OkStatus();
 }
 
 Result<ReadOnlyRegion> WritableRegion::Seal() && {
   if (data_ == nullptr) return FailedPreconditionError("sealing a region: it is empty");
-  UniqueFd fd = std::move(fd_);
-  std::byte* const data = std::exchange(data_, nullptr);
+  struct stat info {};
+  if (::fstat(fd_.get(), &info) != 0) return ErrnoStatus(errno, "sealing a memfd");
+  // st_blocks counts what is allocated; usually the fill has touched every page.
+  if (static_cast<uint64_t>(info.st_blocks) * 512 < size_) RETURN_IF_ERROR(Populate(0, size_));
+  // Unmapped before the seals: afterwards nobody, this process included, can write.
+  ::munmap(std::exchange(data_, nullptr), size_);
+  const UniqueFd fd = std::move(fd_);
   const uint64_t size = std::exchange(size_, 0);
-  // Every page exists before anybody else may look, so that no reader's fault
-  // allocates (and is charged to it, or fails as SIGBUS).
-  {
-    WritableRegion whole(std::move(fd), data, size);
-    RETURN_IF_ERROR(whole.Populate(0, size));
-    fd = std::move(whole.fd_);
-  }  // Unmapped here, before the seals: afterwards nobody, this process included, can write.
-  // The mode closes the gap on kernels where a seal would be refused later, and
-  // keeps other users from opening the memory a second time at all.
+  // A second barrier beside the seals: the mode keeps other users from opening the
+  // memory anew at all.
   if (::fchmod(fd.get(), 0400) != 0) return ErrnoStatus(errno, "making a memfd read-only");
   if (::fcntl(fd.get(), F_ADD_SEALS, kSealsWeAdd) != 0) {
     return ErrnoStatus(errno, "sealing a memfd (F_SEAL_FUTURE_WRITE needs Linux 5.1)");

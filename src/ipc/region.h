@@ -54,7 +54,7 @@ class ReadOnlyRegion final {
 
   uint64_t size() const { return size_; }
   bool valid() const { return fd_.valid(); }
-  int PeekFd() const { return fd_.get(); }         // Borrowed; O_RDONLY.
+  int PeekFd() const { return fd_.get(); }  // Borrowed; O_RDONLY.
   UniqueFd TakeFd() && { return std::move(fd_); }
 
  private:
@@ -68,8 +68,9 @@ class WritableRegion final {
  public:
   // A new memfd of `size` bytes (rounded up to its page size), mapped writable
   // in this process. With kHuge2M the pages are reserved now, and
-  // RESOURCE_EXHAUSTED says that the machine has too few. `label` is what
-  // /proc/PID/maps shows.
+  // RESOURCE_EXHAUSTED says that the machine has too few. With kPlain 2 MiB pages
+  // are asked for and used where the system's shmem_enabled setting allows them.
+  // `label` is what /proc/PID/maps shows.
   static Result<WritableRegion> Create(const std::string& label, uint64_t size, PageKind pages);
 
   WritableRegion(WritableRegion&& other) noexcept;
@@ -79,22 +80,35 @@ class WritableRegion final {
   std::span<std::byte> bytes() { return {data_, size_}; }
   uint64_t size() const { return size_; }
 
-  // Allocates the pages of a range now. Faster than touching them one by one, and
-  // a machine or control group without memory is RESOURCE_EXHAUSTED here where a
-  // touch would be a SIGBUS. Safe from several threads at once.
+  // True where pages are 2 MiB (hugetlb, or transparent ones that the system
+  // grants): fill through bytes(). Otherwise Write() is about twice as fast, as a
+  // fault for every 4 KiB costs more than copying them.
+  bool has_large_pages() const { return has_large_pages_; }
+
+  // write(2) and read(2) of a part. Unlike an access through bytes(), memory that
+  // ran out is RESOURCE_EXHAUSTED and no SIGBUS. Write is for plain pages only.
+  // Both are safe from several threads at once on parts that do not overlap.
+  Status Write(uint64_t offset, std::span<const std::byte> bytes);
+  Status Read(uint64_t offset, std::span<std::byte> bytes) const;
+  // Allocates the pages of a range, for a fill through bytes() from several
+  // threads that must not meet a SIGBUS.
   Status Populate(uint64_t offset, uint64_t bytes);
 
   // Allocates what is not yet allocated, so that no reader's access can fail for
-  // want of memory. Drops this process's writable mapping, adds F_SEAL_FUTURE_WRITE, SHRINK,
-  // GROW and SEAL, and re-opens the memory O_RDONLY. On failure the memory is
-  // freed.
+  // want of memory. Drops this process's writable mapping, adds
+  // F_SEAL_FUTURE_WRITE, SHRINK, GROW and SEAL, and re-opens the memory O_RDONLY.
+  // On failure the memory is freed.
   Result<ReadOnlyRegion> Seal() &&;
 
  private:
-  WritableRegion(UniqueFd fd, std::byte* data, uint64_t size) : fd_(std::move(fd)), data_(data), size_(size) {}
+  WritableRegion(UniqueFd fd, std::byte* data, uint64_t size, bool has_large_pages)
+      : fd_(std::move(fd)), data_(data), size_(size), has_large_pages_(has_large_pages) {}
+  Status CheckRange(uint64_t offset, uint64_t bytes) const;
+
   UniqueFd fd_;
   std::byte* data_ = nullptr;
   uint64_t size_ = 0;
+  bool has_large_pages_ = false;
 };
 
 }  // namespace trims
