@@ -58,6 +58,12 @@ std::string_view PolicyName(PolicyKind kind);
 // Case-insensitive; "all" is another name of "flush". INVALID_ARGUMENT lists the names.
 Result<PolicyKind> ParsePolicy(std::string_view name);
 
+// The one NOT_FOUND for a model that does not exist and for one that the asker
+// may not know of. `reference` is what the asker wrote. The store, which sees
+// digests only, writes "@sha256:…".
+Status UnknownModelError(std::string_view reference);
+Status UnknownModelError(const Digest& model);
+
 struct TierConfig {
   std::string name;            // "host", "gpu:<uuid>".
   uint64_t budget_bytes = 0;   // What replicas of this tier may take together.
@@ -116,6 +122,8 @@ struct ReattachAsked {
   uint32_t uid = 0;
   ReplicaKey replica;
   uint64_t generation = 0;
+  bool is_admin = false;               // uid 0 counts as one here in any case.
+  bool proved_access = false;          // Showed a descriptor of the file or of one of the replica's extents.
 };
 struct SessionEnded { SessionId session = 0; };
 struct LoadFinished { LoadId load = 0; };
@@ -127,8 +135,9 @@ struct AdoptionStarted {
   TierIndex tier = 0;
   Granularity granularity = Granularity::kModel;
   ModelPlan plan;
-  uint64_t generation = 0;             // Kept from before.
+  uint64_t generation = 0;             // Kept from before; 0: a new one.
   bool pinned = false;
+  std::vector<uint32_t> proved_uids;   // ReplicaView::proved_uids of before.
 };
 // Admin's prefetch. Answered by ReplyReady or ReplyError with `open`; takes no lease.
 struct LoadAsked {
@@ -144,7 +153,13 @@ struct EvictAsked {
   std::optional<TierIndex> tier;       // nullopt: everywhere.
   bool force = false;                  // Leased ones become draining: no new lease, freed at the last close.
 };
-struct QuarantineAsked { ReplicaKey replica; std::string reason; };  // A check found wrong bytes.
+// A check found wrong bytes.
+struct QuarantineAsked {
+  ReplicaKey replica;
+  std::string reason;
+  uint64_t generation = 0;             // The one that was checked; 0: the current one.
+  std::vector<Digest> extents;         // Where the wrong bytes are; empty: anywhere in it.
+};
 struct ConfigChanged { Config config; };  // Tiers keep their number and names.
 struct Tick {};                        // Expiry of keep_alive.
 
@@ -163,7 +178,9 @@ struct StartLoad {
 };
 // Nobody waits any more. LoadFailed (CANCELLED) or LoadFinished still follows.
 struct CancelLoad { LoadId load = 0; };
-// Nothing in the store refers to these any more: free them.
+// Nobody will be lent these any more: drop the descriptors. Also said of
+// quarantined extents that clients still have mapped: their memory lives, and is
+// counted, until the last lease ends, but the key is free for a good copy.
 struct ReleaseExtents {
   TierIndex tier = 0;
   std::vector<Digest> extents;
@@ -186,13 +203,49 @@ struct ReplyError {
   uint64_t evictable_bytes = 0;
 };
 struct Notify {                        // For watchers, logs and metrics.
-  enum class Kind : uint8_t { kLoading, kReady, kFailed, kEvicted, kExpired, kQuarantined, kLeased, kReleased, kPinned, kUnpinned };
+  enum class Kind : uint8_t { kLoading, kReady, kFailed, kEvicted, kExpired, kQuarantined, kLeased, kReleased, kPinned, kUnpinned, kDraining };
   Kind kind{};
   ReplicaKey replica;
   std::string detail;                  // Policy that evicted, reason of a failure.
+  uint64_t generation = 0;
+};
+// Who holds a replica: for messages to administrators.
+struct Holder {
+  LeaseId lease = 0;
+  SessionId session = 0;
+  uint32_t uid = 0;
+};
+// The answer to an EvictAsked: always exactly one, the last action.
+struct EvictResult {
+  struct Kept {
+    ReplicaKey replica;
+    uint64_t generation = 0;
+    std::string name;
+    ReplicaState state{};
+    std::string reason;                // "3 leases, pinned", "loading", "draining, 1 lease".
+    uint32_t leases = 0;
+    std::vector<Holder> holders;       // At most kMaxHoldersReported of them.
+  };
+  Digest model;
+  uint32_t found = 0;                  // Replicas that the request was about; 0: not resident.
+  uint32_t evicted = 0;
+  uint32_t draining = 0;               // Will be freed when their leases end (force).
+  uint32_t cancelled = 0;              // Loads that were told to stop (force).
+  uint64_t freed_bytes = 0;            // Now; shared extents stay.
+  std::vector<Kept> kept;              // Not evicted, and why.
+};
+inline constexpr size_t kMaxHoldersReported = 64;
+// The answer to a PinAsked: always exactly one.
+struct PinResult {
+  Digest model;
+  TierIndex tier = 0;
+  bool pinned = false;                 // As it is now.
+  bool changed = false;
+  uint32_t replicas = 0;               // Present ones that it applies to; 0: future ones only.
 };
 
-using Action = std::variant<StartLoad, CancelLoad, ReleaseExtents, ReplyLease, ReplyReady, ReplyError, Notify>;
+using Action = std::variant<StartLoad, CancelLoad, ReleaseExtents, ReplyLease, ReplyReady, ReplyError, Notify,
+                            EvictResult, PinResult>;
 
 // --- Views -------------------------------------------------------------------
 
@@ -202,6 +255,7 @@ struct LeaseView {
   uint32_t uid = 0;
   ReplicaKey replica;
   Time since{};
+  uint64_t generation = 0;
 };
 struct ReplicaView {
   ReplicaKey replica;
@@ -218,6 +272,9 @@ struct ReplicaView {
   Time last_open{};
   std::optional<Time> expires_at;      // keep_alive running.
   std::vector<Extent> extents;
+  bool is_public = true;
+  std::vector<uint32_t> proved_uids;   // Sorted; for the ledger that a next worker adopts from.
+  uint32_t waiting = 0;                // Opens and prefetches that wait for the load.
 };
 struct TierView {
   std::string name;
@@ -226,7 +283,10 @@ struct TierView {
   uint64_t leased_bytes = 0;
   uint64_t pinned_bytes = 0;
   uint64_t evictable_bytes = 0;
-  uint64_t evictions = 0;
+  uint64_t evictions = 0;              // To make room.
+  uint64_t revoked_bytes = 0;          // Held only by leases on draining or quarantined replicas.
+  // How long the last victim had gone unopened: short means that the tier churns.
+  std::optional<Duration> last_victim_idle;
 };
 
 }  // namespace trims::store
