@@ -296,15 +296,18 @@ Status WritableRegion::Populate(uint64_t offset, uint64_t bytes) {
 }
 
 Result<ReadOnlyRegion> WritableRegion::Seal() && {
-  if (data_ == nullptr) return FailedPreconditionError("sealing a region: it is empty");
+  WritableRegion self = std::move(*this);  // Freed on every way out of here.
+  if (self.data_ == nullptr) return FailedPreconditionError("sealing a region: it is empty");
   struct stat info {};
-  if (::fstat(fd_.get(), &info) != 0) return ErrnoStatus(errno, "sealing a memfd");
+  if (::fstat(self.fd_.get(), &info) != 0) return ErrnoStatus(errno, "sealing a memfd");
   // st_blocks counts what is allocated; usually the fill has touched every page.
-  if (static_cast<uint64_t>(info.st_blocks) * 512 < size_) RETURN_IF_ERROR(Populate(0, size_));
+  if (static_cast<uint64_t>(info.st_blocks) * 512 < self.size_) {
+    RETURN_IF_ERROR(self.Populate(0, self.size_));
+  }
   // Unmapped before the seals: afterwards nobody, this process included, can write.
-  ::munmap(std::exchange(data_, nullptr), size_);
-  const UniqueFd fd = std::move(fd_);
-  const uint64_t size = std::exchange(size_, 0);
+  ::munmap(std::exchange(self.data_, nullptr), self.size_);
+  const UniqueFd fd = std::move(self.fd_);
+  const uint64_t size = self.size_;
   // A second barrier beside the seals: the mode keeps other users from opening the
   // memory anew at all.
   if (::fchmod(fd.get(), 0400) != 0) return ErrnoStatus(errno, "making a memfd read-only");
