@@ -1,0 +1,11 @@
+# The control plane: gRPC server and what it shares with its callers.
+find_package(Protobuf REQUIRED)
+find_package(gRPC CONFIG REQUIRED)
+
+trims_library(trims_control_status SRCS control_status.cc DEPS trims_base gRPC::grpc++)
+trims_library(trims_control SRCS control_server.cc
+  DEPS trims_base trims_control_proto trims_control_status gRPC::grpc++
+  PRIVATE_DEPS gRPC::grpc++_reflection)
+
+trims_test(control_server_test SRCS control_server_test.cc
+  DEPS trims_control trims_control_proto gRPC::grpc++)
