@@ -62,10 +62,10 @@ class FileSource final : public ByteSource {
 };
 
 struct TensorEntry {
-  std::string name;             // As in the file: MXNet's "arg:" and "aux:" are kept.
+  std::string name;  // As in the file: MXNet's "arg:" and "aux:" are kept.
   DType dtype = DType::kF32;
-  std::vector<int64_t> shape;   // Row-major; empty for a scalar.
-  uint64_t offset = 0;          // Of its first byte in the file.
+  std::vector<int64_t> shape;  // Row-major; empty for a scalar.
+  uint64_t offset = 0;         // Of its first byte in the file.
   uint64_t size_bytes = 0;
 };
 
@@ -86,8 +86,9 @@ Result<FileIndex> ParseModelFile(const ByteSource& source);
 
 // model.safetensors.index.json: which file holds which tensor.
 struct ShardIndex {
-  std::map<std::string, std::string> weight_map;  // Tensor name -> file name, a plain name without '/'.
-  std::vector<std::string> files;                 // Sorted, unique.
+  std::map<std::string, std::string>
+      weight_map;                  // Tensor name -> file name, a plain name without '/'.
+  std::vector<std::string> files;  // Sorted, unique.
 };
 Result<ShardIndex> ParseSafetensorsShardIndex(const ByteSource& source);
 

@@ -52,7 +52,7 @@ struct Symbol {
   int mxnet_version = 800;
 };
 
-inline constexpr uint32_t kMaxSymbolNodes = 1'000'000;
+inline constexpr uint32_t kMaxSymbolNodes = 200'000;
 inline constexpr uint32_t kMaxSymbolAttributes = 1'000'000;  // Of all nodes together.
 inline constexpr uint32_t kMaxSymbolOutputs = 65'536;        // Of one node.
 
