@@ -43,6 +43,10 @@ inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // The refe
 inline constexpr uint64_t kMaxSymbolJsonBytes = 64 * kMiB;
 inline constexpr uint64_t kMaxJsonDepth = 64;
 
+// --- Configuration and traces ------------------------------------------------
+inline constexpr size_t kMaxConfigFileBytes = 1 * kMiB;
+inline constexpr size_t kMaxProfileBytes = 64 * kMiB;   // Of recorded spans; later ones are counted and dropped.
+
 // --- Keeper -----------------------------------------------------------------
 inline constexpr int kWorkerRestartBackoffMsMin = 10;
 inline constexpr int kWorkerRestartBackoffMsMax = 2'000;

@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -57,7 +58,7 @@ struct ConfigEntry {
   std::string key;       // As in trims.toml: "eviction_policy".
   std::string value;     // As a user would write it.
   std::string origin;    // "default", "/etc/trims/trims.toml:12", "environment UPRD_EVICTION_POLICY", "flag --eviction-policy".
-  std::string env;       // Variable that sets it, "" if none.
+  std::string env;       // Variables that set it, the one that wins first: "TRIMS_BASE_DIR, UPR_BASE_DIR".
   std::string help;
   bool reloadable = false;
 };
@@ -70,16 +71,41 @@ struct LoadedConfig {
 struct ConfigSources {
   std::map<std::string, std::string> flags;        // Key -> text.
   std::function<std::optional<std::string>(const std::string&)> getenv;  // Null: the process's own.
-  std::vector<std::string> files;                  // In rising precedence; missing ones named explicitly are errors.
+  // Names that are set in the environment, so that misspelt ones are found;
+  // nullopt: the process's own when `getenv` is null, else none.
+  std::optional<std::vector<std::string>> env_names;
+  std::vector<std::string> files;                  // In rising precedence; a missing one is an error.
 };
+
+// What a command line and a document need to know of a setting.
+struct ConfigKey {
+  std::string key;         // "eviction_policy"
+  std::string flag;        // "--eviction-policy"
+  std::string env;         // As in ConfigEntry.
+  std::string value_name;  // "POLICY", "SIZE", "BOOL" …
+  std::string help;        // One sentence or two.
+  bool is_bool = false;    // The flag alone means true.
+  bool reloadable = false;
+};
+// Every setting, in the order of the table.
+const std::vector<ConfigKey>& ConfigKeys();
 
 // The default search: /etc/trims/trims.toml, /etc/trims/conf.d/*.toml, or what
 // TRIMS_CONFIG or --config names.
 std::vector<std::string> DefaultConfigFiles(const std::function<std::optional<std::string>(const std::string&)>& getenv);
 
 // INVALID_ARGUMENT names the flag, variable, or file and line, the text found and
-// what was expected. Unknown keys are errors with the nearest known key.
+// what was expected. Unknown keys are errors with the nearest known key. A
+// variable that is set but empty counts as not set. NOT_FOUND for a missing file.
 Result<LoadedConfig> LoadConfig(const ConfigSources& sources);
+// The defaults with one file's text on top, no environment and no flags;
+// `filename` only names the text in messages and origins. For `trims config
+// check` and for tests.
+Result<LoadedConfig> ParseConfigText(std::string_view text, const std::string& filename);
+// Keys that differ and can not change while the daemon runs.
+std::vector<std::string> UnreloadableChanges(const LoadedConfig& before, const LoadedConfig& after);
+// A trims.toml that says every setting, each commented out with its default.
+std::string DefaultConfigText();
 
 // "64MiB", "8 GiB", "1.5GB"; a bare number is refused. "80%" is not a size.
 Result<uint64_t> ParseSize(std::string_view text);
