@@ -61,7 +61,7 @@ Status Damaged(const std::string& what) { return DataLossError("damaged manifest
 
 Status CheckTensor(const ManifestTensor& tensor, const ModelManifest& manifest) {
   const std::string label = "tensor \"" + tensor.name.substr(0, 100) + "\"";
-  if (tensor.name.empty() || tensor.name.size() > kMaxTensorNameBytes) {
+  if (tensor.name.size() > kMaxTensorNameBytes) {
     return Damaged("a tensor name of " + std::to_string(tensor.name.size()) + " bytes");
   }
   if (static_cast<uint8_t>(tensor.dtype) >= kDTypeCount) {

@@ -47,19 +47,19 @@ struct ManifestTensor {
   std::string name;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;
-  uint32_t file = 0;              // Index into ModelManifest::file_identities.
-  uint64_t offset = 0;            // In that file.
+  uint32_t file = 0;    // Index into ModelManifest::file_identities.
+  uint64_t offset = 0;  // In that file.
   uint64_t size_bytes = 0;
-  Digest content;                 // SHA-256 of its bytes.
-  std::vector<Checksum> chunks;   // XXH3 of each kChunkBytes piece, seed 0; the last may be short.
+  Digest content;                // SHA-256 of its bytes.
+  std::vector<Checksum> chunks;  // XXH3 of each kChunkBytes piece, seed 0; the last may be short.
 };
 
 struct ModelManifest {
   Digest digest;
-  std::vector<ManifestTensor> tensors;           // Sorted by name, unique.
+  std::vector<ManifestTensor> tensors;  // Sorted by name, unique.
   std::map<std::string, std::string> metadata;
-  std::vector<FileIdentity> file_identities;     // Of the source it was made from, in its order.
-  uint64_t weight_bytes = 0;                     // Sum of tensors' sizes.
+  std::vector<FileIdentity> file_identities;  // Of the source it was made from, in its order.
+  uint64_t weight_bytes = 0;                  // Sum of tensors' sizes.
 };
 
 // Sets `digest` and `weight_bytes` from the tensors.
@@ -72,13 +72,13 @@ std::string SerializeManifest(const ModelManifest& manifest);
 Result<ModelManifest> DeserializeManifest(std::span<const std::byte> bytes);
 
 struct Piece {
-  uint32_t tensor = 0;            // Index into ModelManifest::tensors.
-  uint64_t extent_offset = 0;     // A multiple of kTensorAlignment.
+  uint32_t tensor = 0;         // Index into ModelManifest::tensors.
+  uint64_t extent_offset = 0;  // A multiple of kTensorAlignment.
 };
 struct ExtentSpec {
   Digest key;
-  uint64_t bytes = 0;             // Used bytes, rounded up to kHostPageBytes.
-  std::vector<Piece> pieces;      // By rising offset.
+  uint64_t bytes = 0;         // Used bytes, rounded up to kHostPageBytes.
+  std::vector<Piece> pieces;  // By rising offset.
 };
 struct Placement {
   uint32_t extent = 0;
@@ -87,8 +87,8 @@ struct Placement {
 // The same in every tier.
 struct Layout {
   store::Granularity granularity = store::Granularity::kModel;
-  std::vector<ExtentSpec> extents;     // Unique keys.
-  std::vector<Placement> placements;   // One per tensor, in manifest order.
+  std::vector<ExtentSpec> extents;    // Unique keys.
+  std::vector<Placement> placements;  // One per tensor, in manifest order.
 };
 // model: one extent. slab: blocks of `slab_bytes`, a tensor never crosses one, a
 // larger tensor has its own. layer: one per distinct tensor. Zero-size tensors

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/limits.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "tier/manifest.h"
@@ -24,9 +25,9 @@ namespace trims {
 // client holds the descriptor either.
 struct ResidentExtent {
   Digest key;
-  uint64_t bytes = 0;   // What the tier allocated, for accounting.
+  uint64_t bytes = 0;      // What the tier allocated, for accounting.
   uint64_t map_bytes = 0;  // What a client maps.
-  UniqueFd fd;          // To lend: read-only by construction (host) or by convention (device).
+  UniqueFd fd;             // To lend: read-only by construction (host) or by convention (device).
 };
 
 // Shared between the loader thread and the reactor.
@@ -56,15 +57,23 @@ class Tier {
   // Takes over an extent that an earlier worker made. Checks type, seals and size, not bytes.
   virtual Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd) = 0;
   // Recomputes the checksums of the resident bytes. DATA_LOSS names the tensor.
-  virtual Status Verify(const ResidentExtent& extent, const ExtentSpec& spec, const ModelManifest& manifest,
-                        LoadControl& control) = 0;
+  virtual Status Verify(const ResidentExtent& extent, const ExtentSpec& spec,
+                        const ModelManifest& manifest, LoadControl& control) = 0;
 };
 
-// Host memory: sealed memfds, on hugetlb pages while the machine has free ones.
+// Host memory: sealed memfds. Extents from kHugeExtentBytes up lie on hugetlb
+// pages while the machine has free ones, all others on plain pages (2 MiB ones
+// where the system's shmem_enabled setting grants them).
 struct HostTierOptions {
   bool use_hugetlb = true;
-  int io_threads = 0;   // For one load; 0: min(8, cores).
+  int io_threads = 0;  // For one load; 0: min(8, cores).
+  // Memory that plain pages may still take; null: what the kernel and this
+  // process's control groups say. A load beyond it is refused, because the kernel
+  // would answer it by killing a process.
+  std::function<uint64_t()> available_bytes;
 };
+// Rounding to 2 MiB pages loses at most an eighth of an extent of this size.
+inline constexpr uint64_t kHugeExtentBytes = 16 * kMiB;
 std::unique_ptr<Tier> MakeHostTier(const HostTierOptions& options);
 
 }  // namespace trims
