@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -34,6 +36,13 @@ class MakeModelTest : public testing::Test {
   static std::string Read(const std::string& path) {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
+  }
+
+  // Exit code of make-model.
+  static int Run(const std::string& args) {
+    const int status =
+        std::system((std::string(TRIMS_MAKE_MODEL) + " " + args + " >/dev/null 2>&1").c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
 
   std::string dir_;
@@ -143,8 +152,8 @@ TEST_F(MakeModelTest, WritesTheNumbersThatTheGoldenFilesWereMadeWith) {
   const Network network = MakeNetwork("lenet", {});
   WriteMxnetParams(network, 11, ParamsVersion::kV2, Path("model.params"));
   WriteInput(network, 11, Path("input.bin"));
-  EXPECT_EQ(Fnv1a(Read(Path("model.params"))), 0x0000000000000000u);
-  EXPECT_EQ(Fnv1a(Read(Path("input.bin"))), 0x0000000000000000u);
+  EXPECT_EQ(Fnv1a(Read(Path("model.params"))), 7072111131878385387u);
+  EXPECT_EQ(Fnv1a(Read(Path("input.bin"))), 10142457042222840737u);
 }
 
 TEST_F(MakeModelTest, EveryFormatHoldsTheSameTensors) {
@@ -172,6 +181,35 @@ TEST_F(MakeModelTest, LeavesNoPartialFileBehind) {
   size_t entries = 0;
   for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(dir_)) ++entries;
   EXPECT_EQ(entries, 2u);
+}
+
+TEST_F(MakeModelTest, ProgramWritesAModelDirectory) {
+  ASSERT_EQ(Run("lenet --out " + Path("m") + " --seed 4 --classes 7 --with-input"), 0);
+  EXPECT_EQ(Read(Path("m/manifest.json")),
+            "{\"inputs\": [{\"dimensions\": [1, 28, 28], \"mean\": [128], \"scale\": 128}]}\n");
+  const std::string labels = Read(Path("m/features.txt"));
+  EXPECT_EQ(std::count(labels.begin(), labels.end(), '\n'), 7);
+  EXPECT_TRUE(labels.starts_with("n00000000 class 0\n")) << labels;
+  EXPECT_EQ(Read(Path("m/input.bin")).size(), 28u * 28 * sizeof(float));
+  EXPECT_EQ(Tensors(Read(Path("m/model.params"))).at("fc2_bias").size(), 7 * sizeof(float));
+
+  ASSERT_EQ(Run("synthetic --tensors 3 --bytes 1KiB --format=safetensors --out " + Path("s")), 0);
+  EXPECT_EQ(Tensors(Read(Path("s/model.safetensors"))).size(), 3u);
+  EXPECT_FALSE(std::filesystem::exists(Path("s/model.symbol")));
+}
+
+TEST_F(MakeModelTest, ProgramRefusesWhatItCanNotDo) {
+  const std::string out = " --out " + Path("m");
+  for (const std::string& args : std::vector<std::string>{
+           "", "lenet", "lenet vgg16" + out, "resnet" + out, "lenet --seed" + out,
+           "lenet --seed x" + out, "lenet --version V4" + out, "lenet --format onnx" + out,
+           "lenet --width-div 0" + out, "lenet --tensors 3" + out, "synthetic --classes 3" + out,
+           "synthetic --bytes 1MB" + out, "lenet --format safetensors --version V1" + out,
+           "lenet --colour red" + out, "alexnet --image-size 64" + out}) {
+    EXPECT_EQ(Run(args), 2) << args;
+  }
+  EXPECT_FALSE(std::filesystem::exists(Path("m")));
+  EXPECT_EQ(Run("lenet --out /dev/null/m"), 1);
 }
 
 }  // namespace
