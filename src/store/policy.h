@@ -14,11 +14,11 @@ namespace trims::store {
 // What a policy may know of an evictable replica.
 struct Candidate {
   ReplicaKey replica;
-  uint64_t bytes = 0;          // Of all its extents.
-  uint64_t load_number = 0;    // Order of loading; a reload gets a new one.
-  uint64_t opens = 0;          // Since it was loaded.
+  uint64_t bytes = 0;        // Of all its extents.
+  uint64_t load_number = 0;  // Order of loading; a reload gets a new one.
+  uint64_t opens = 0;        // Since it was loaded.
   Time last_open{};
-  double priority = 0;         // gdsf's H value, kept per replica by the policy.
+  double priority = 0;  // gdsf's H value, kept per replica by the policy.
   Duration reload_cost{};
 };
 

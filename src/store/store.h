@@ -19,14 +19,71 @@
 // and released once; every open gets exactly one reply; lease counts equal live
 // leases; nothing is visible before its load finished.
 //
-// Loads: a replica whose missing extents are partly being loaded by another load
-// waits for that one, then asks for what is still missing. Admission: need =
-// missing bytes x estimation_rate + measured internal memory; when used + need
-// is over the budget, the policy names victims among ready, unleased, unpinned
-// replicas out of their adoption grace until it fits; the victims are chosen
-// first and evicted only when together they make the room, so a request that can
-// not be met evicts nothing. Otherwise ReplyError RESOURCE_EXHAUSTED says need,
-// free, evictable and names the holders.
+// Rules, each with its tests in store_test.cc:
+//
+// Opens. A ready replica is leased at once. A loading one is joined: one load,
+// however many wait. An absent one is loaded: access, quota, admission, StartLoad.
+// OpenResidentAsked and ReattachAsked never start a load; a reattach is granted
+// from a ready replica or one that is being adopted, whatever its generation,
+// since equal digests are equal bytes. Every open, prefetch and reattach gets
+// exactly one ReplyLease, ReplyReady or ReplyError, also when it is cancelled or
+// its session ends (CANCELLED); what comes after that for its id is ignored.
+//
+// Access. A model whose plan is not public is opened by administrators, with a
+// proof, or by a uid that gave one before and is still remembered. Everybody else
+// gets UnknownModelError, the answer for a model that does not exist; messages
+// about room name no model that the asker may not open. Whether a model is public
+// is what its latest plan said.
+//
+// Loads. A replica whose missing extents are partly being loaded by another load
+// waits for that one, then asks for what is still missing. When nobody waits for
+// a load any more, directly or through shared extents, CancelLoad is given, once.
+// Nothing can be taken back then: an open that comes before the load ended waits
+// for the end and, if the load did stop, starts again. Extents that arrive after
+// all are kept, and evictable. A failed load gives its error to all that wait,
+// once; the next open starts afresh. When an adoption fails, opens go on with a
+// load from the source.
+//
+// Admission. need = missing bytes x estimation_rate + internal memory, and never
+// less than the missing bytes. Internal memory is the largest peak that
+// administrators, or the asking uid itself, reported at a close of that model in
+// that tier. When used + need is over the budget, the policy orders the
+// candidates: ready, unleased, unpinned, out of their adoption grace. Victims are
+// taken in that order until they make the room, then those that turn out not to
+// be needed are spared, the most valued first; so one large victim saves several
+// small ones that came before it, and nobody is evicted whose extents stay
+// because others share them. Only when the victims together make the room are
+// they evicted; a request that can not be met evicts nothing and is answered
+// RESOURCE_EXHAUSTED with need, free, evictable and the holders. flush evicts all
+// candidates that free anything; never evicts none; eager has none but what was
+// prefetched or adopted, in the order of lru. When the configuration lowers a
+// budget, as much as can be is evicted; what is left over the budget stays until
+// it may go, and nothing is added before that.
+//
+// Quotas, per uid: leases and waiting opens together; bytes of the replicas that
+// it leases or waits for, each once. Prefetches count for nobody.
+//
+// Idle time. The countdown of keep_alive starts with the end of the last lease, the
+// end of a load that leased nothing, or unpinning, and never runs out before the
+// adoption grace. It is stopped by a lease or a pin. Zero, policy eager, and
+// persist_host = false in tier 0 drop a replica in the Apply that ended its last
+// lease; a prefetched one stays for its first. Longer ones are dropped by Tick.
+//
+// Draining (EvictAsked with force on a leased replica): no new lease; the bytes
+// are good, so a fresh open starts a new incarnation, with a new generation, that
+// shares the extents and needs no load while the old one drains. A force evict
+// also cancels a load, whose waiters get ABORTED. Pin marks outlive evictions.
+//
+// Quarantine: the bytes are bad. All replicas that refer to a bad extent get no
+// new lease, and ReleaseExtents takes the bad extents' keys away at once, so that a
+// fresh open loads good copies under the same keys. The bad ones are counted in
+// used_bytes until the last lease on them ends. A loading replica that built on
+// them loads that part again.
+//
+// Adoption: comes before opens. Refused (Notify kFailed; ReleaseExtents of what only
+// it had) when its key is current, an extent of it is being loaded, or it does not
+// fit the free budget. Two adoptions may share extents; one that fails takes
+// nothing from the other.
 #pragma once
 
 #include <memory>
@@ -49,6 +106,9 @@ class Store final {
   // to be carried out in order. Unknown ids in events are answered or ignored,
   // never fatal: a session may end twice, a lease may be closed twice. The last
   // action for a LeaseClosed of an unknown lease is none; ask HasLease first.
+  // Ids of the caller's own making are checked: two waiting opens, or two running
+  // loads, of one number abort, as does a ConfigChanged with other tiers.
+  // Opening a resident model and closing it take constant time.
   std::vector<Action> Apply(const Event& event, Time now);
 
   LoadId NewLoadId();
@@ -57,6 +117,7 @@ class Store final {
   bool HasLease(SessionId session, LeaseId lease) const;
 
   std::vector<ReplicaView> Replicas() const;               // Sorted by name, then key.
+  // The incarnation that opens get; without one, the latest that is still leased.
   std::optional<ReplicaView> Find(const ReplicaKey& key) const;
   std::vector<LeaseView> Leases() const;                   // Sorted by id.
   std::vector<TierView> Tiers() const;

@@ -12,9 +12,9 @@ struct NamedPolicy {
   PolicyKind kind;
 };
 constexpr NamedPolicy kPolicies[] = {
-    {"never", PolicyKind::kNever},   {"lru", PolicyKind::kLru},     {"fifo", PolicyKind::kFifo},
-    {"lcu", PolicyKind::kLcu},       {"random", PolicyKind::kRandom},
-    {"flush", PolicyKind::kFlush},   {"eager", PolicyKind::kEager}, {"gdsf", PolicyKind::kGdsf},
+    {"never", PolicyKind::kNever}, {"lru", PolicyKind::kLru},       {"fifo", PolicyKind::kFifo},
+    {"lcu", PolicyKind::kLcu},     {"random", PolicyKind::kRandom}, {"flush", PolicyKind::kFlush},
+    {"eager", PolicyKind::kEager}, {"gdsf", PolicyKind::kGdsf},
 };
 
 char Lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }

@@ -79,8 +79,8 @@ struct Config {
   std::optional<Duration> keep_alive;
   // Host replicas are kept when no lease holds them (UPRD_PERSIST_CPU).
   bool persist_host = true;
-  uint32_t leases_per_uid_max = 65536;
-  uint64_t leased_bytes_per_uid_max = 0;    // 0: no limit.
+  uint32_t leases_per_uid_max = 65536;      // Waiting opens count. 0: no limit.
+  uint64_t leased_bytes_per_uid_max = 0;    // Each replica once, however many leases. 0: no limit.
   // Adopted replicas are not evicted this long, so that clients can re-register.
   Duration adoption_grace = std::chrono::seconds(5);
   uint64_t id_base = 1;                     // First lease, load and generation number.
@@ -109,6 +109,8 @@ struct OpenResidentAsked {
   TierIndex tier = 0;
   std::optional<Granularity> granularity;  // nullopt: whichever is resident, model first.
   Digest model;
+  bool proved_access = false;          // As in OpenAsked; for a warm open that needs no plan.
+  std::optional<std::optional<Duration>> keep_alive;
 };
 struct OpenCancelled { OpenId open = 0; };   // Also when its deadline passed.
 struct LeaseClosed {
