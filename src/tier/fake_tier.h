@@ -1,0 +1,259 @@
+// A tier for tests: real sealed memfds with the model's real bytes, in memory
+// accounted in whole pages, and every misfortune at the push of a button. One
+// thread a load, no hugetlb. Header only, never part of the product. Thread-safe.
+#pragma once
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/limits.h"
+#include "ipc/region.h"
+#include "tier/chunk_work.h"
+#include "tier/tier.h"
+
+namespace trims {
+
+class FakeTier final : public Tier {
+ public:
+  explicit FakeTier(std::string name = "host") : name_(std::move(name)) {}
+
+  // --- What a test arranges ---------------------------------------------------
+
+  // The next `count` loads fail with `status`, after their progress reached a half.
+  void FailLoads(Status status, int count = 1) {
+    const std::lock_guard lock(mutex_);
+    load_failure_ = std::move(status);
+    load_failures_left_ = count;
+  }
+  // Loads wait after their start until Release(), or until they are cancelled.
+  void Hold() {
+    const std::lock_guard lock(mutex_);
+    is_holding_ = true;
+  }
+  void Release() {
+    const std::lock_guard lock(mutex_);
+    is_holding_ = false;
+    changed_.notify_all();
+  }
+  // Returns when `count` loads are waiting behind Hold().
+  void WaitUntilHeld(int count = 1) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return held_ >= count; });
+  }
+  // Every later Verify of this extent is DATA_LOSS.
+  void Damage(const Digest& key) {
+    const std::lock_guard lock(mutex_);
+    damaged_.insert(key);
+  }
+  // Loads beyond this many bytes at once are RESOURCE_EXHAUSTED.
+  void SetMachineBytes(uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    machine_bytes_ = bytes;
+  }
+  // Pages without looking into files: for models that exist as manifests only.
+  void SetSynthetic(bool is_synthetic) {
+    const std::lock_guard lock(mutex_);
+    is_synthetic_ = is_synthetic;
+  }
+
+  // --- What a test asks -------------------------------------------------------
+
+  int loads_started() const { return Count(loads_started_); }
+  int loads_finished() const { return Count(loads_finished_); }  // Successfully.
+  int loads_failed() const { return Count(loads_failed_); }      // Cancelled ones too.
+  int adoptions() const { return Count(adoptions_); }
+  int verifications() const { return Count(verifications_); }
+  // How often each extent was loaded.
+  int loads_of(const Digest& key) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = loads_of_.find(key);
+    return found == loads_of_.end() ? 0 : found->second;
+  }
+
+  // --- Tier -------------------------------------------------------------------
+
+  const std::string& name() const override { return name_; }
+  uint64_t AllocationBytes(uint64_t bytes) const override {
+    return (bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
+  }
+
+  Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) override {
+    Result<std::vector<ResidentExtent>> result = LoadAll(job, control);
+    const std::lock_guard lock(mutex_);
+    ++(result.ok() ? loads_finished_ : loads_failed_);
+    if (result.ok()) {
+      for (const ExtentSpec* extent : job.extents) ++loads_of_[extent->key];
+    }
+    return result;
+  }
+
+  Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd) override {
+    ASSIGN_OR_RETURN(ReadOnlyRegion region,
+                     ReadOnlyRegion::Adopt(std::move(fd), AllocationBytes(spec.bytes)));
+    const std::lock_guard lock(mutex_);
+    ++adoptions_;
+    return Resident(spec, std::move(region));
+  }
+
+  Status Verify(const ResidentExtent& extent, const ExtentSpec& spec, const ModelManifest& manifest,
+                LoadControl& control) override {
+    bool is_synthetic = false;
+    {
+      const std::lock_guard lock(mutex_);
+      ++verifications_;
+      is_synthetic = is_synthetic_;
+      if (damaged_.contains(extent.key)) {
+        return DataLossError("resident memory, extent " + extent.key.ToShort() +
+                             ": damaged by the test");
+      }
+    }
+    if (control.cancelled) return CancelledError("nobody waits for this verification any more");
+    if (is_synthetic) return OkStatus();
+    ASSIGN_OR_RETURN(const std::vector<ChunkWork> work, ListChunks(manifest, {&spec}));
+    std::vector<std::byte> buffer;
+    for (const ChunkWork& chunk : work) {
+      buffer.resize(chunk.bytes);
+      const ManifestTensor& tensor = manifest.tensors[chunk.tensor];
+      if (::pread(extent.fd.get(), buffer.data(), buffer.size(),
+                  static_cast<off_t>(chunk.extent_offset)) != static_cast<ssize_t>(buffer.size()) ||
+          ChecksumOf(buffer) != tensor.chunks[chunk.chunk]) {
+        return DataLossError("resident memory, " + DescribeChunk(tensor, chunk.chunk));
+      }
+    }
+    return OkStatus();
+  }
+
+ private:
+  int Count(const int& counter) const {
+    const std::lock_guard lock(mutex_);
+    return counter;
+  }
+
+  ResidentExtent Resident(const ExtentSpec& spec, ReadOnlyRegion region) const {
+    ResidentExtent extent;
+    extent.key = spec.key;
+    extent.bytes = AllocationBytes(spec.bytes);
+    extent.map_bytes = region.size();
+    extent.fd = std::move(region).TakeFd();
+    return extent;
+  }
+
+  // Waits behind the gate. The flag has no notification, so it is looked at often.
+  void Wait(const LoadControl& control) {
+    std::unique_lock lock(mutex_);
+    ++loads_started_;
+    if (is_holding_) {
+      ++held_;
+      changed_.notify_all();
+      while (is_holding_ && !control.cancelled) {
+        changed_.wait_for(lock, std::chrono::milliseconds(1));
+      }
+      --held_;
+    }
+  }
+
+  std::optional<Status> TakeFailure() {
+    const std::lock_guard lock(mutex_);
+    if (load_failures_left_ <= 0) return std::nullopt;
+    --load_failures_left_;
+    return load_failure_;
+  }
+
+  Result<std::vector<ResidentExtent>> LoadAll(const LoadJob& job, LoadControl& control) {
+    Wait(control);
+    bool is_synthetic = false;
+    {
+      const std::lock_guard lock(mutex_);
+      is_synthetic = is_synthetic_;
+      uint64_t need = 0;
+      for (const ExtentSpec* extent : job.extents) need += AllocationBytes(extent->bytes);
+      if (machine_bytes_ && need > *machine_bytes_) {
+        return ResourceExhaustedError("the fake machine has " + std::to_string(*machine_bytes_) +
+                                      " bytes and " + std::to_string(need) + " are needed");
+      }
+    }
+    if (!is_synthetic && job.manifest->file_identities != job.source->Identities()) {
+      return AbortedError("the file is no longer the one of the manifest");
+    }
+    ASSIGN_OR_RETURN(const std::vector<ChunkWork> work, ListChunks(*job.manifest, job.extents));
+    uint64_t total = 0;
+    for (const ChunkWork& chunk : work) total += chunk.bytes;
+    if (control.on_progress) control.on_progress(0, total);
+    if (control.cancelled) return CancelledError("nobody waits for this load any more");
+    if (std::optional<Status> failure = TakeFailure()) {
+      if (control.on_progress) control.on_progress(total / 2, total);
+      return *failure;
+    }
+    std::vector<WritableRegion> regions;
+    for (const ExtentSpec* extent : job.extents) {
+      ASSIGN_OR_RETURN(WritableRegion region,
+                       WritableRegion::Create("trims:fake", extent->bytes, PageKind::kPlain));
+      regions.push_back(std::move(region));
+    }
+    uint64_t done = 0;
+    for (const ChunkWork& chunk : work) {
+      if (control.cancelled) return CancelledError("nobody waits for this load any more");
+      if (!is_synthetic) {
+        RETURN_IF_ERROR(Copy(job, chunk, regions[chunk.extent]));
+      }
+      done += chunk.bytes;
+      if (control.on_progress) control.on_progress(done, total);
+    }
+    std::vector<ResidentExtent> resident;
+    for (size_t i = 0; i < regions.size(); ++i) {
+      ASSIGN_OR_RETURN(ReadOnlyRegion sealed, std::move(regions[i]).Seal());
+      resident.push_back(Resident(*job.extents[i], std::move(sealed)));
+    }
+    return resident;
+  }
+
+  static Status Copy(const LoadJob& job, const ChunkWork& chunk, WritableRegion& region) {
+    const ManifestTensor& tensor = job.manifest->tensors[chunk.tensor];
+    const SourceFile& file = job.source->files()[tensor.file];
+    const auto place = region.bytes().subspan(chunk.extent_offset, chunk.bytes);
+    const ssize_t done =
+        ::pread(file.fd.get(), place.data(), place.size(),
+                static_cast<off_t>(tensor.offset + uint64_t{chunk.chunk} * kChunkBytes));
+    if (done == static_cast<ssize_t>(place.size()) &&
+        ChecksumOf(place) == tensor.chunks[chunk.chunk]) {
+      return OkStatus();
+    }
+    RETURN_IF_ERROR(job.source->CheckUnchanged());
+    return DataLossError(job.source->DescribeFile(tensor.file) + ", " +
+                         DescribeChunk(tensor, chunk.chunk));
+  }
+
+  const std::string name_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  // All guarded by mutex_.
+  Status load_failure_;
+  int load_failures_left_ = 0;
+  bool is_holding_ = false;
+  bool is_synthetic_ = false;
+  int held_ = 0;
+  std::optional<uint64_t> machine_bytes_;
+  std::set<Digest> damaged_;
+  std::map<Digest, int> loads_of_;
+  int loads_started_ = 0;
+  int loads_finished_ = 0;
+  int loads_failed_ = 0;
+  int adoptions_ = 0;
+  int verifications_ = 0;
+};
+
+}  // namespace trims
