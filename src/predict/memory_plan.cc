@@ -1,0 +1,40 @@
+#include "predict/memory_plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace trims::predict {
+
+MemoryPlan PlanMemory(std::span<const Lifetime> lifetimes) {
+  std::vector<uint32_t> order(lifetimes.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+    return lifetimes[a].bytes > lifetimes[b].bytes;
+  });
+  const auto rounded = [&](uint32_t i) {
+    return (lifetimes[i].bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+  };
+  MemoryPlan plan;
+  plan.offsets.assign(lifetimes.size(), 0);
+  std::vector<uint32_t> placed;  // Sorted by offset.
+  for (const uint32_t i : order) {
+    uint64_t offset = 0;
+    for (const uint32_t other : placed) {
+      const bool together =
+          lifetimes[i].first <= lifetimes[other].last && lifetimes[other].first <= lifetimes[i].last;
+      if (!together) continue;
+      if (plan.offsets[other] >= offset + rounded(i)) break;  // The gap before it is enough.
+      offset = std::max(offset, plan.offsets[other] + rounded(other));
+    }
+    plan.offsets[i] = offset;
+    plan.total_bytes = std::max(plan.total_bytes, offset + rounded(i));
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), offset,
+                                   [&](uint64_t value, uint32_t other) {
+                                     return value < plan.offsets[other];
+                                   }),
+                  i);
+  }
+  return plan;
+}
+
+}  // namespace trims::predict

@@ -1,0 +1,31 @@
+// Where in one arena each intermediate value lies, given when it is alive.
+//
+// Pure arithmetic: no addresses, no graph. Values whose lifetimes do not overlap
+// share memory; the plan is greedy, largest first, at the lowest offset that is
+// free throughout a value's life, which for the chains of classifiers is optimal
+// or close to it. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace trims::predict {
+
+// Alive from the start of step `first` to the end of step `last`.
+struct Lifetime {
+  uint64_t bytes = 0;
+  uint32_t first = 0;
+  uint32_t last = 0;
+};
+
+struct MemoryPlan {
+  std::vector<uint64_t> offsets;  // One per lifetime, each kArenaAlignment-aligned.
+  uint64_t total_bytes = 0;
+};
+
+inline constexpr uint64_t kArenaAlignment = 64;
+
+MemoryPlan PlanMemory(std::span<const Lifetime> lifetimes);
+
+}  // namespace trims::predict
