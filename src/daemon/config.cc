@@ -671,6 +671,57 @@ std::string At(const std::string& filename, const toml::source_position& positio
   return filename + ":" + std::to_string(position.line) + ":" + std::to_string(position.column);
 }
 
+// Refuses what no settings file needs, before the TOML parser sees it: tables,
+// arrays, and anything but ASCII outside strings and comments. Nothing nests in
+// what is left. toml++ 3.3 trusts such text too much: it asserts that a table's
+// name begins with a letter ("[!") and promises the optimiser that U+FE70 does
+// not occur between tokens.
+Status CheckFlat(std::string_view text, const std::string& filename) {
+  constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+  size_t line = 1;
+  size_t line_begin = 0;
+  const auto refuse = [&](size_t at, std::string_view what) {
+    return InvalidArgumentError(filename + ":" + std::to_string(line) + ":" +
+                                std::to_string(at - line_begin + 1) + ": " + std::string(what));
+  };
+  size_t i = text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
+  for (; i < text.size(); ++i) {
+    const char c = text[i];
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '\n') {
+      ++line;
+      line_begin = i + 1;
+    } else if (c == '#') {
+      i = std::min(text.find('\n', i), text.size()) - 1;
+    } else if (c == '"' || c == '\'') {
+      const std::string_view rest = text.substr(i);
+      const bool multi_line = rest.size() >= 3 && rest[1] == c && rest[2] == c;
+      const std::string_view end = rest.substr(0, multi_line ? 3 : 1);
+      const Status unended = refuse(i, "not TOML: the string that begins here does not end");
+      for (i += end.size(); i < text.size() && !text.substr(i).starts_with(end); ++i) {
+        if (c == '"' && text[i] == '\\' && i + 1 < text.size()) ++i;
+        if (text[i] != '\n') continue;
+        if (!multi_line) return unended;
+        ++line;
+        line_begin = i + 1;
+      }
+      if (i >= text.size()) return unended;
+      i += end.size() - 1;
+      // Two quotes of its own may stand in front of the three that end it.
+      for (int own = 0; multi_line && own < 2 && i + 1 < text.size() && text[i + 1] == c; ++own)
+        ++i;
+    } else if (c == '[' || c == '{') {
+      return refuse(i, "found a table or an array, expected settings only, each as key = value");
+    } else if (byte >= 0x7f || (byte < 0x20 && c != '\t' && c != '\r')) {
+      return refuse(
+          i,
+          "found a character that is not printable ASCII, expected settings only, each as "
+          "key = value");
+    }
+  }
+  return OkStatus();
+}
+
 // The text of a TOML value as the table's parsers read it; nullopt for a kind
 // of value that the setting can not have.
 std::optional<std::string> TextOf(const toml::node& node, Kind kind) {
@@ -701,7 +752,7 @@ std::optional<std::string> TextOf(const toml::node& node, Kind kind) {
 std::string_view Describe(const toml::node& node) {
   switch (node.type()) {
     case toml::node_type::table:
-      return "a table";
+      return "a dotted key";
     case toml::node_type::array:
       return "an array";
     case toml::node_type::string:
@@ -731,6 +782,7 @@ std::string ExpectedKind(const Setting& setting) {
 }
 
 Status PutText(Draft& draft, std::string_view text, const std::string& filename) {
+  RETURN_IF_ERROR(CheckFlat(text, filename));
   const toml::parse_result parsed = toml::parse(text, filename);
   if (!parsed) {
     const toml::parse_error& error = parsed.error();
@@ -738,11 +790,6 @@ Status PutText(Draft& draft, std::string_view text, const std::string& filename)
                                 ": not TOML: " + std::string(error.description()));
   }
   for (const auto& [key, node] : parsed.table()) {
-    if (node.is_table()) {
-      return InvalidArgumentError(At(filename, key.source().begin) + ": found the table " +
-                                  Quoted(key.str(), kShownTextBytes) +
-                                  ", expected settings only, each as key = value");
-    }
     const std::optional<size_t> index = FindSetting(key.str());
     if (!index)
       return InvalidArgumentError(At(filename, key.source().begin) + ": " + UnknownKey(key.str()));
