@@ -20,6 +20,8 @@ class App;
 
 namespace trims::cli {
 
+class Connection;
+
 // Stable: scripts depend on these.
 enum class ExitCode : int {
   kOk = 0,
@@ -48,9 +50,16 @@ struct Context {
 // references to options that live as long as the Context (use shared_ptr).
 void OnRun(CLI::App* command, Context& context, std::function<ExitCode()> run);
 
+// The same for a command that talks to the daemon: connects first, and fails with
+// kUnreachable and a hint when it can not.
+void OnRunWithDaemon(CLI::App* command, Context& context,
+                     std::function<ExitCode(Connection& daemon)> run);
+
 // --- Output ------------------------------------------------------------------
 
-// Results go to stdout, everything else to stderr:
+// Writes a result to stdout.
+void Print(std::string_view text);
+// Errors, progress and advice go to stderr:
 //   trims: <message>
 //   hint: <what to do next>
 // Returns the exit code for `status`. Without a hint the one for its code is used.
