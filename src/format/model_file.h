@@ -78,7 +78,17 @@ struct FileIndex {
 };
 
 // Errors name the file, the offset or tensor, what was found and what was expected.
+// Names are unique UTF-8 of 1 to kMaxTensorNameBytes bytes without control characters.
+
+// Accepts what the reference parser accepts, but for a key given twice, a tensor
+// without a name, and more than 65,536 metadata entries. Tensors come in the
+// order of their offsets and tile the file to its end.
 Result<FileIndex> ParseSafetensors(const ByteSource& source);
+// Variants V0 (MXNet 0.10 and before) to V3 (1.5 and later, np shapes), dense.
+// Where the file has no names, arrays are called "0", "1", ... by position. Arrays
+// that are none (no shape, no elements) are left out of a list without names
+// and an error in one with names. The device that an array was saved from and
+// bytes after the list are ignored.
 Result<FileIndex> ParseMxnetParams(const ByteSource& source);
 // Decides by content, not by name; recognises Git LFS pointers, HTML pages,
 // empty files, zip/pickle (.pt), GGUF and says so instead of "bad magic".

@@ -552,7 +552,7 @@ class ArgumentFinder final {
     }
     // Other operators' variables bear the usual names. Indexed once, as a hostile
     // node may have millions of inputs and as many keys.
-    if (by_name_.empty()) {
+    if (!std::exchange(indexed_, true)) {
       for (const SymbolInput& entry : node_.inputs) {
         SymbolNode& input = nodes_[entry.node].node;
         if (input.op.empty()) by_name_.try_emplace(input.name, &input);
@@ -566,6 +566,7 @@ class ArgumentFinder final {
   std::vector<FileNode>& nodes_;
   const SymbolNode& node_;
   const InputNames* known_;
+  bool indexed_ = false;
   std::map<std::string_view, SymbolNode*> by_name_;
 };
 
