@@ -27,7 +27,8 @@
  *
  * Errors. A function that can fail returns a trims_status, 0 (TRIMS_OK) when it
  * succeeded. When it failed its outputs are untouched, and, if `error` is not
- * NULL, *error is a new object that says more, to be freed with trims_error_free.
+ * NULL, *error is a new object that says more, to be freed with trims_error_free
+ * (or NULL, if there was no memory for one). When it succeeded *error is untouched.
  * A NULL where an object or an output is required is TRIMS_INVALID_ARGUMENT.
  *
  * Restarts of the daemon. Leased memory stays readable whatever happens to the
@@ -344,10 +345,11 @@ typedef struct trims_tensor {
 
 TRIMS_API uint32_t trims_lease_tensor_count(const trims_lease* lease);
 /* Tensors are sorted by name, as strings of bytes. TRIMS_OUT_OF_RANGE when there
- * is no such tensor. @since 0.1 */
+ * is no such tensor; TRIMS_DATA_LOSS when what the daemon says of it can not be
+ * true. @since 0.1 */
 TRIMS_API trims_status trims_lease_tensor(const trims_lease* lease, uint32_t index,
                                           trims_tensor* tensor);
-/* By binary search. TRIMS_NOT_FOUND. @since 0.1 */
+/* The same by name, with a binary search. TRIMS_NOT_FOUND. @since 0.1 */
 TRIMS_API trims_status trims_lease_find_tensor(const trims_lease* lease, const char* name,
                                                trims_tensor* tensor);
 

@@ -1,0 +1,216 @@
+#include "client/weights.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <utility>
+
+#include "base/dtype.h"
+#include "base/limits.h"
+
+namespace trims::client {
+namespace {
+
+// Shapes are handed out as they lie in the index.
+static_assert(std::endian::native == std::endian::little);
+
+const uint8_t* Bytes(const ReadOnlyMapping& mapping) {
+  return reinterpret_cast<const uint8_t*>(mapping.data());
+}
+
+// A verifier for one element; the limits are of tables in one element.
+flatbuffers::Verifier VerifierOf(const uint8_t* data, uint64_t size) {
+  flatbuffers::Verifier::Options options;
+  options.max_depth = 8;
+  options.max_tables = 8;
+  return flatbuffers::Verifier(data, size, options);
+}
+
+// Adopts and maps a memfd that should hold `size` bytes. Memory comes in pages, of
+// up to 2 MiB, so the memfd may be larger by less than one.
+Result<ReadOnlyMapping> MapReceived(UniqueFd fd, uint64_t size, const std::string& what) {
+  struct stat info;
+  if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "looking at " + what);
+  const auto file_bytes = static_cast<uint64_t>(info.st_size);
+  if (size == 0 || file_bytes < size || file_bytes - size >= kHugePageBytes) {
+    return OutOfRangeError(what + " has " + std::to_string(file_bytes) + " bytes, announced were " +
+                           std::to_string(size));
+  }
+  Result<ReadOnlyRegion> region = ReadOnlyRegion::Adopt(std::move(fd), file_bytes);
+  if (!region.ok()) {
+    return Status(region.status().code(), what + ": " + region.status().message());
+  }
+  Result<ReadOnlyMapping> mapping = region->Map();
+  if (!mapping.ok()) {
+    return Status(mapping.status().code(), what + ": " + mapping.status().message());
+  }
+  return mapping;
+}
+
+std::string_view View(const flatbuffers::String* text) { return {text->c_str(), text->size()}; }
+
+// Whether a tensor of this type and shape has this size.
+bool IsSizeOf(uint64_t size_bytes, uint8_t dtype, const int64_t* shape, uint32_t rank) {
+  if (dtype >= kDTypeCount) return true;  // A newer daemon's; it has no size we know.
+  uint64_t elements = std::find(shape, shape + rank, 0) == shape + rank ? 1 : 0;
+  for (uint32_t i = 0; i < rank; ++i) {
+    if (shape[i] < 0 ||
+        __builtin_mul_overflow(elements, static_cast<uint64_t>(shape[i]), &elements)) {
+      return false;
+    }
+  }
+  uint64_t bits;
+  if (__builtin_mul_overflow(elements, uint64_t{DTypeBits(static_cast<DType>(dtype))}, &bits)) {
+    return false;
+  }
+  return (bits + 7) / 8 == size_bytes;
+}
+
+}  // namespace
+
+Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds) {
+  TRIMS_CHECK(fds.size() == facts.extent_bytes.size() + 1);
+  Weights weights;
+  if (facts.index_bytes < 2 * sizeof(flatbuffers::uoffset_t) ||
+      facts.index_bytes >= FLATBUFFERS_MAX_BUFFER_SIZE) {
+    return DataLossError("the tensor index can not have " + std::to_string(facts.index_bytes) +
+                         " bytes");
+  }
+  ASSIGN_OR_RETURN(weights.index_,
+                   MapReceived(std::move(fds[0]), facts.index_bytes, "the tensor index"));
+  weights.index_bytes_ = facts.index_bytes;
+
+  // SAFETY: the index is sealed read-only memory, so what is checked stays so. The
+  // root and the frames of its vectors are checked here, elements in Checked().
+  const uint8_t* const data = Bytes(weights.index_);
+  constexpr uint64_t kPrefix = sizeof(flatbuffers::uoffset_t);
+  constexpr uint64_t kShortest = kPrefix + sizeof(flatbuffers::uoffset_t) + 4;
+  if (facts.index_bytes < kShortest || !v1::SizePrefixedTensorIndexBufferHasIdentifier(data)) {
+    return DataLossError("what should be the tensor index does not have the identifier \"TIDX\"");
+  }
+  if (flatbuffers::ReadScalar<flatbuffers::uoffset_t>(data) > facts.index_bytes - kPrefix) {
+    return DataLossError("the tensor index is cut off");
+  }
+  flatbuffers::Verifier verifier = VerifierOf(data, facts.index_bytes);
+  const uint64_t root_offset =
+      kPrefix + flatbuffers::ReadScalar<flatbuffers::uoffset_t>(data + kPrefix);
+  if (root_offset + sizeof(flatbuffers::soffset_t) > facts.index_bytes) {
+    return DataLossError("the tensor index is broken: its root lies outside of it");
+  }
+  const auto* table = reinterpret_cast<const flatbuffers::Table*>(data + root_offset);
+  const auto* root = reinterpret_cast<const v1::TensorIndex*>(table);
+  if (!table->VerifyTableStart(verifier) ||
+      !table->VerifyOffsetRequired(verifier, v1::TensorIndex::VT_TENSORS) ||
+      !verifier.VerifyVector(root->tensors()) ||
+      !table->VerifyOffset(verifier, v1::TensorIndex::VT_METADATA) ||
+      !verifier.VerifyVector(root->metadata())) {
+    return DataLossError("the tensor index is broken: its root is malformed");
+  }
+  weights.tensors_ = root->tensors();
+  weights.metadata_ = root->metadata();
+  if (weights.tensors_->size() != facts.tensor_count) {
+    return DataLossError("the tensor index lists " + std::to_string(weights.tensors_->size()) +
+                         " tensors, announced were " + std::to_string(facts.tensor_count));
+  }
+
+  weights.extents_.reserve(facts.extent_bytes.size());
+  for (size_t i = 0; i < facts.extent_bytes.size(); ++i) {
+    ASSIGN_OR_RETURN(
+        ReadOnlyMapping extent,
+        MapReceived(std::move(fds[i + 1]), facts.extent_bytes[i], "extent " + std::to_string(i)));
+    weights.extents_.push_back(std::move(extent));
+  }
+  return weights;
+}
+
+template <typename T>
+const T* Weights::Checked(const flatbuffers::Vector<flatbuffers::Offset<T>>& vector,
+                          uint32_t index) const {
+  const uint8_t* const data = Bytes(index_);
+  const uint8_t* const element = vector.Data() + size_t{index} * sizeof(flatbuffers::uoffset_t);
+  const uint64_t at = static_cast<uint64_t>(element - data) +
+                      flatbuffers::ReadScalar<flatbuffers::uoffset_t>(element);
+  if (at + sizeof(flatbuffers::soffset_t) > index_bytes_) return nullptr;
+  const auto* table = reinterpret_cast<const T*>(data + at);
+  flatbuffers::Verifier verifier = VerifierOf(data, index_bytes_);
+  return table->Verify(verifier) ? table : nullptr;
+}
+
+StatusCode Weights::Tensor(uint32_t index, TensorView* tensor) const {
+  if (index >= tensor_count()) return StatusCode::kOutOfRange;
+  const v1::Tensor* entry = Checked(*tensors_, index);
+  if (entry == nullptr || entry->extent() >= extents_.size()) return StatusCode::kDataLoss;
+  const ReadOnlyMapping& extent = extents_[entry->extent()];
+  if (entry->offset() > extent.size() || entry->size_bytes() > extent.size() - entry->offset() ||
+      entry->offset() % kTensorAlignment != 0) {
+    return StatusCode::kDataLoss;
+  }
+  TensorView view;
+  if (entry->shape() != nullptr && entry->shape()->size() > 0) {
+    // SAFETY: verified to lie in the index and to be aligned; little-endian.
+    view.shape = reinterpret_cast<const int64_t*>(entry->shape()->Data());
+    view.rank = entry->shape()->size();
+  }
+  if (!IsSizeOf(entry->size_bytes(), entry->dtype(), view.shape, view.rank)) {
+    return StatusCode::kDataLoss;
+  }
+  view.name = View(entry->name());
+  view.bytes = extent.data() + entry->offset();
+  view.size_bytes = entry->size_bytes();
+  view.offset = entry->offset();
+  view.extent = entry->extent();
+  view.dtype = entry->dtype();
+  *tensor = view;
+  return StatusCode::kOk;
+}
+
+StatusCode Weights::Metadata(uint32_t index, MetadataView* pair) const {
+  if (index >= metadata_count()) return StatusCode::kOutOfRange;
+  const v1::KeyValue* entry = Checked(*metadata_, index);
+  if (entry == nullptr) return StatusCode::kDataLoss;
+  *pair = {View(entry->key()), View(entry->value())};
+  return StatusCode::kOk;
+}
+
+StatusCode Weights::FindTensor(std::string_view name, TensorView* tensor) const {
+  uint32_t low = 0;
+  uint32_t high = tensor_count();
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    const v1::Tensor* entry = Checked(*tensors_, middle);
+    if (entry == nullptr) return StatusCode::kDataLoss;
+    const int order = View(entry->name()).compare(name);
+    if (order == 0) return Tensor(middle, tensor);
+    if (order < 0) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return StatusCode::kNotFound;
+}
+
+StatusCode Weights::FindMetadata(std::string_view key, MetadataView* pair) const {
+  uint32_t low = 0;
+  uint32_t high = metadata_count();
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    MetadataView entry;
+    if (const StatusCode code = Metadata(middle, &entry); code != StatusCode::kOk) return code;
+    const int order = entry.key.compare(key);
+    if (order == 0) {
+      *pair = entry;
+      return StatusCode::kOk;
+    }
+    if (order < 0) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return StatusCode::kNotFound;
+}
+
+}  // namespace trims::client

@@ -1,0 +1,89 @@
+// The mapped weights of one lease: extents, and the tensor index over them.
+//
+// Built from descriptors that the daemon sent. Opening looks at the index's frame
+// only, so it costs the same for any number of tensors; each tensor is checked when
+// it is asked for, so that a broken index is an error and never a wild pointer.
+// Immutable after Map, hence thread-safe. Everything handed out points into the
+// mappings and lives as long as this object.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/digest.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "ipc/region.h"
+#include "trims/v1/index_generated.h"
+#include "trims/v1/lease_generated.h"
+
+namespace trims::client {
+
+// What the daemon said in Opened, checked for shape.
+struct LeaseFacts {
+  Digest digest;
+  uint64_t generation = 0;
+  v1::TierKind tier = v1::TierKind::Host;
+  v1::Granularity granularity = v1::Granularity::Model;
+  bool loaded = false;
+  uint32_t tensor_count = 0;
+  uint64_t total_bytes = 0;
+  uint64_t index_bytes = 0;
+  std::vector<uint64_t> extent_bytes;
+  std::string device_uuid;
+  std::string model_dir;
+};
+
+struct TensorView {
+  std::string_view name;  // NUL-terminated.
+  const std::byte* bytes = nullptr;
+  const int64_t* shape = nullptr;
+  uint64_t size_bytes = 0;
+  uint64_t offset = 0;
+  uint32_t extent = 0;
+  uint32_t rank = 0;
+  uint8_t dtype = 0;
+};
+
+struct MetadataView {
+  std::string_view key;    // NUL-terminated.
+  std::string_view value;  // NUL-terminated.
+};
+
+class Weights final {
+ public:
+  // `fds`: the index, then the extents in order, as many as `facts` says. Fails
+  // with PERMISSION_DENIED for one that is not sealed, OUT_OF_RANGE for one of
+  // another size, DATA_LOSS for an index that is none.
+  static Result<Weights> Map(const LeaseFacts& facts, std::vector<UniqueFd> fds);
+
+  Weights(Weights&&) noexcept = default;
+  Weights& operator=(Weights&&) noexcept = default;
+
+  const std::vector<ReadOnlyMapping>& extents() const { return extents_; }
+  uint32_t tensor_count() const { return tensors_->size(); }
+  uint32_t metadata_count() const { return metadata_ == nullptr ? 0 : metadata_->size(); }
+
+  // OUT_OF_RANGE, NOT_FOUND, or DATA_LOSS when the index is broken there. Allocate
+  // nothing.
+  StatusCode Tensor(uint32_t index, TensorView* tensor) const;
+  StatusCode FindTensor(std::string_view name, TensorView* tensor) const;
+  StatusCode Metadata(uint32_t index, MetadataView* pair) const;
+  StatusCode FindMetadata(std::string_view key, MetadataView* pair) const;
+
+ private:
+  Weights() = default;
+  // The element of a vector of tables after it has passed the verifier, or null.
+  template <typename T>
+  const T* Checked(const flatbuffers::Vector<flatbuffers::Offset<T>>& vector, uint32_t index) const;
+
+  uint64_t index_bytes_ = 0;  // Of the mapping below; the rest is padding.
+  ReadOnlyMapping index_;
+  std::vector<ReadOnlyMapping> extents_;
+  const flatbuffers::Vector<flatbuffers::Offset<v1::Tensor>>* tensors_ = nullptr;
+  const flatbuffers::Vector<flatbuffers::Offset<v1::KeyValue>>* metadata_ = nullptr;
+};
+
+}  // namespace trims::client
