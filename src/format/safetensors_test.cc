@@ -168,7 +168,7 @@ TEST(Safetensors, RefusesWhatIsNotJson) {
   ExpectRefused(RawSafetensors("{}}"), "not valid JSON at byte 2");
   ExpectRefused(RawSafetensors("{} x"), "not valid JSON at byte 3");
   ExpectRefused(RawSafetensors("{'a':1}"), "not valid JSON at byte 1");
-  ExpectRefused(RawSafetensors("{\"__metadata__\":{},}"), "not valid JSON at byte 18");
+  ExpectRefused(RawSafetensors("{\"__metadata__\":{},}"), "not valid JSON at byte 19");
   ExpectRefused(RawSafetensors("{/**/}"), "not valid JSON");
 }
 
