@@ -8,7 +8,8 @@
 //            yields the lowest finite float.
 //   avg      divides by the window clipped to the PADDED image: padding counts in
 //            the divisor, the overhang does not. count_include_pad=False (from
-//            later versions) divides by what lies inside the image.
+//            later versions) divides by what lies inside the image. A window that
+//            begins where the padded image ends is 0/0: NaN, as in MXNet.
 //
 // MXNet's cuDNN path differs for overhanging averages (it divides by the whole
 // kernel); we follow the CPU rule, on every backend. oneDNN runs the cases where
@@ -107,7 +108,7 @@ class LoopPoolingKernel final : public CpuKernel {
     if (kind_ == PoolKind::kMax) return highest;
     if (kind_ == PoolKind::kSum) return sum;
     const int64_t divisor = count_include_pad_ ? dz.padded * dy.padded * dx.padded : inside;
-    return divisor == 0 ? 0.0f : sum / static_cast<float>(divisor);
+    return sum / static_cast<float>(divisor);
   }
 
   const PoolKind kind_;
