@@ -36,7 +36,7 @@ inline constexpr size_t kMaxTensorsPerModel = 1'000'000;
 inline constexpr size_t kMaxTensorNameBytes = 4096;
 inline constexpr size_t kMaxTensorRank = 32;
 inline constexpr size_t kMaxFilesPerModel = 4096;
-inline constexpr size_t kMaxExtentsPerModel = 16384;
+inline constexpr size_t kMaxExtentsPerModel = 7168;  // Their sizes fit one packet (lease.fbs, Opened).
 
 // --- Parsers ----------------------------------------------------------------
 inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // The reference's own limit.
@@ -55,5 +55,6 @@ inline constexpr int kWorkerCrashLoopLimit = 10;        // Crashes without a rea
 static_assert(kMaxFdsFromClient <= kMaxFdsPerPacket);
 static_assert(kDefaultSlabBytes % kHugePageBytes == 0);
 static_assert(kChunkBytes % kHostPageBytes == 0);
+static_assert(kMaxExtentsPerModel * 8 + 8 * kKiB <= kMaxPacketBytes);
 
 }  // namespace trims

@@ -114,16 +114,17 @@ class [[nodiscard]] Result final {
 #define TRIMS_CONCAT_(a, b) TRIMS_CONCAT_INNER_(a, b)
 
 // Returns from the enclosing function when `expr`, a Status, is not OK.
-#define RETURN_IF_ERROR(expr)                              \
+#define RETURN_IF_ERROR(expr) RETURN_IF_ERROR_IMPL_(TRIMS_CONCAT_(status_, __COUNTER__), expr)
+#define RETURN_IF_ERROR_IMPL_(status, expr)                \
   do {                                                     \
-    if (::trims::Status status_ = (expr); !status_.ok()) { \
-      return status_;                                      \
+    if (::trims::Status status = (expr); !status.ok()) {   \
+      return status;                                       \
     }                                                      \
   } while (false)
 
 // ASSIGN_OR_RETURN(auto x, F()): declares x from the value of a Result, or returns its status.
 #define ASSIGN_OR_RETURN(lhs, expr) \
-  ASSIGN_OR_RETURN_IMPL_(TRIMS_CONCAT_(result_, __LINE__), lhs, expr)
+  ASSIGN_OR_RETURN_IMPL_(TRIMS_CONCAT_(result_, __COUNTER__), lhs, expr)
 #define ASSIGN_OR_RETURN_IMPL_(result, lhs, expr) \
   auto result = (expr);                           \
   if (!result.ok()) return result.status();       \

@@ -27,6 +27,7 @@
 #include "base/limits.h"
 #include "daemon/ledger_link.h"
 #include "daemon/log.h"
+#include "daemon/worker.h"
 #include "ipc/seqpacket.h"
 
 namespace trims {
@@ -161,7 +162,7 @@ class Keeper final {
             std::chrono::ceil<std::chrono::milliseconds>(*stop_deadline_ - Now()).count(), 0, 60'000));
       }
       if (::poll(fds, count, timeout) < 0 && errno != EINTR) {
-        LogError("poll failed", {{"reason", std::strerror(errno)}});
+        LogError("poll failed", {{"reason", std::string(std::strerror(errno))}});
         return 1;
       }
       // What the worker said before it died must reach the ledger before its
@@ -296,7 +297,7 @@ class Keeper final {
             ::kill(worker_pid_, SIGKILL);
             break;
           }
-          LogInfo("stopping", {{"signal", ::strsignal(static_cast<int>(info.ssi_signo))}});
+          LogInfo("stopping", {{"signal", std::string(::strsignal(static_cast<int>(info.ssi_signo)))}});
           stopping_ = true;
           if (worker_pid_ <= 0) return 0;
           stop_deadline_ = Now() + std::chrono::milliseconds(kStopDeadlineMs);
@@ -322,6 +323,7 @@ class Keeper final {
     const std::string how = WIFSIGNALED(status)
                                 ? std::string("killed by ") + ::strsignal(WTERMSIG(status))
                                 : "exit status " + std::to_string(WEXITSTATUS(status));
+    if (WIFEXITED(status) && WEXITSTATUS(status) == kWorkerFatalStatus) return 1;  // It has said why.
     if (!worker_ready_) {
       ++crashes_in_a_row_;
       if (crashes_in_a_row_ >= kWorkerCrashLoopLimit) {
@@ -363,7 +365,7 @@ class Keeper final {
         }
       }
       options_.config = *std::move(loaded);
-      SetLogLevel(options_.config.config.log_level);
+      if (const Result<LogLevel> level = ParseLogLevel(config().log_level); level.ok()) SetLogLevel(*level);
       WorkerStart start;
       start.config = options_.config;
       if (link_.valid()) (void)!SendLink(link_.get(), LinkType::kConfig, "", EncodeWorkerStart(start)).ok();

@@ -1,0 +1,14 @@
+# The daemon: keeper and worker, one program.
+add_compile_definitions(TRIMS_VERSION_STRING="${PROJECT_VERSION}")
+
+trims_library(trims_keeper SRCS keeper.cc ledger_link.cc
+  DEPS trims_base trims_ipc trims_config trims_log PRIVATE_DEPS nlohmann_json::nlohmann_json)
+trims_library(trims_worker
+  SRCS catalogue.cc lease_server.cc loader_pool.cc machine.cc reactor.cc registry.cc worker.cc worker_control.cc
+  DEPS trims_keeper trims_store trims_tier trims_format trims_profile trims_lease_proto trims_control
+  PRIVATE_DEPS nlohmann_json::nlohmann_json)
+trims_executable(trimsd SRCS trimsd_main.cc DEPS trims_worker)
+install(TARGETS trimsd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+trims_test(catalogue_test SRCS catalogue_test.cc DEPS trims_worker)
+trims_test(machine_test SRCS machine_test.cc DEPS trims_worker)

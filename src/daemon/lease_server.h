@@ -1,0 +1,81 @@
+// The lease server: sessions on lease.sock.
+//
+// One connection is one session; ending it, however it ends, ends its leases.
+// Everything a client sends is hostile until checked: a bad frame costs that
+// client its connection and nobody else anything. Deadlines: a session says
+// hello in time or goes; a client that does not read its answers goes.
+//
+// Thread rule: the reactor's thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "daemon/reactor.h"
+#include "daemon/registry.h"
+#include "ipc/seqpacket.h"
+
+namespace trims {
+
+struct SessionView {
+  store::SessionId id = 0;
+  uint32_t uid = 0;
+  uint32_t gid = 0;
+  int32_t pid = 0;
+};
+
+class LeaseServer final {
+ public:
+  struct Options {
+    uint64_t id_base = 1;          // Of session ids.
+    uint64_t daemon_instance = 1;  // New for each worker.
+    uint32_t sessions_per_uid_max = 0;
+  };
+  // Borrows `reactor` and `registry`; takes the listening socket.
+  LeaseServer(Reactor* reactor, Registry* registry, UniqueFd listener, Options options);
+  ~LeaseServer();  // Ends every session.
+
+  Status Start();
+
+  size_t sessions() const { return sessions_.size(); }
+  std::optional<SessionView> FindSession(store::SessionId id) const;
+  void SetSessionsPerUidMax(uint32_t most) { options_.sessions_per_uid_max = most; }
+
+ private:
+  struct Session;
+  struct Packet;
+
+  void Accept();
+  void OnReadable(Session& session);
+  bool HandlePacket(Session& session, std::span<const std::byte> packet, std::vector<UniqueFd> fds);
+  bool HandleHello(Session& session, uint64_t request_id, std::span<const std::byte> payload);
+  bool HandleOpen(Session& session, uint64_t request_id, std::span<const std::byte> payload, bool passed,
+                  std::vector<UniqueFd> fds);
+  bool HandleClose(Session& session, uint64_t request_id, std::span<const std::byte> payload);
+  bool HandleCancel(Session& session, std::span<const std::byte> payload);
+  bool HandleReattach(Session& session, uint64_t request_id, std::span<const std::byte> payload);
+  void FinishOpen(store::SessionId session, uint64_t request_id, OpenResult result);
+  void SendOpened(Session& session, uint64_t request_id, const OpenResult& result);
+  void SendFailed(Session& session, uint64_t request_id, const Status& status, const OpenResult* result = nullptr);
+  void Send(Session& session, uint16_t type, uint16_t flags, uint64_t request_id, std::span<const std::byte> payload,
+            std::vector<int> fds = {}, std::shared_ptr<const LentReplica> keep = nullptr);
+  void Flush(Session& session);
+  void Doom(Session& session, const std::string& reason);
+  void End(store::SessionId id, const std::string& reason);
+  Session* Find(store::SessionId id);
+
+  Reactor* const reactor_;
+  Registry* const registry_;
+  UniqueFd listener_;
+  Options options_;
+  store::SessionId next_session_;
+  std::unordered_map<store::SessionId, std::unique_ptr<Session>> sessions_;
+  std::unordered_map<uint32_t, uint32_t> sessions_of_uid_;
+  bool accepting_ = true;
+};
+
+}  // namespace trims

@@ -1,0 +1,208 @@
+#include "daemon/worker.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/limits.h"
+#include "daemon/control_server.h"
+#include "daemon/keeper.h"
+#include "daemon/lease_server.h"
+#include "daemon/ledger_link.h"
+#include "daemon/log.h"
+#include "daemon/machine.h"
+#include "daemon/reactor.h"
+#include "daemon/registry.h"
+#include "daemon/worker_control.h"
+
+namespace trims {
+namespace {
+
+// How long calls of the control plane may take to finish when the daemon stops.
+constexpr auto kShutdownGrace = std::chrono::seconds(1);
+
+void ApplyLogLevel(const DaemonConfig& config) {
+  if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok()) SetLogLevel(*level);
+}
+
+class Worker final {
+ public:
+  int Run() {
+    for (const int fd : {kWorkerLinkFd, kWorkerLeaseFd, kWorkerControlFd}) (void)::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    if (const Status status = ReceiveStart(); !status.ok()) {
+      LogError("worker can not start", {{"reason", status.ToString()}});
+      return 1;
+    }
+    ApplyLogLevel(start_.config.config);
+    if (const Status status = Prepare(); !status.ok()) {
+      LogError("cannot serve", {{"reason", status.message()}});
+      return kWorkerFatalStatus;
+    }
+    for (LinkMessage& entry : entries_) registry_->AdoptEntry(std::move(entry));
+    entries_.clear();
+    registry_->FinishAdoption();
+    if (const Status status = Serve(); !status.ok()) {
+      LogError("cannot serve", {{"reason", status.message()}});
+      return 1;
+    }
+    if (const DaemonConfig& config = registry_->config(); config.write_profile) {
+      if (const Status status = registry_->profile().Write(config.profile_target); !status.ok()) {
+        LogError("trace not written", {{"reason", status.message()}});
+      } else {
+        LogInfo("trace written", {{"path", config.profile_target}});
+      }
+    }
+    return 0;
+  }
+
+ private:
+  Status ReceiveStart() {
+    ASSIGN_OR_RETURN(const LinkMessage start, ReceiveLink(link_.get()));
+    if (start.type != LinkType::kStart) return InternalError("the keeper's first message is not a start");
+    ASSIGN_OR_RETURN(start_, DecodeWorkerStart(start.body));
+    for (;;) {
+      ASSIGN_OR_RETURN(LinkMessage message, ReceiveLink(link_.get()));
+      if (message.type == LinkType::kEntriesEnd) return OkStatus();
+      if (message.type == LinkType::kEntry) entries_.push_back(std::move(message));
+      if (message.type == LinkType::kStop) return CancelledError("stopped before it started");
+    }
+  }
+
+  Status Prepare() {
+    const DaemonConfig& config = start_.config.config;
+    ASSIGN_OR_RETURN(reactor_, Reactor::Create());
+    Registry::Options options;
+    options.config = config;
+    options.id_base = start_.id_base;
+    options.link = link_.get();
+    HostTierOptions host;
+    host.use_hugetlb = config.use_hugetlb;
+    host.io_threads = config.io_threads;
+    options.tiers.push_back(MakeHostTier(host));
+    options.budgets.push_back(HostBudgetBytes(config));
+    ASSIGN_OR_RETURN(options.catalogue, Catalogue::Open(config.state_dir, config.base_dir));
+    Result<std::unique_ptr<SidecarStore>> sidecars = SidecarStore::Open(config.state_dir + "/sidecars");
+    if (sidecars.ok()) {
+      options.sidecars = *std::move(sidecars);
+      const Status collected = options.sidecars->Collect();
+      if (!collected.ok()) LogWarn("sidecars not tidied up, ignoring", {{"reason", collected.message()}});
+    } else {
+      LogWarn("no sidecars, every file is hashed again", {{"reason", sidecars.status().message()}});
+    }
+    registry_ = std::make_unique<Registry>(reactor_.get(), std::move(options));
+    return OkStatus();
+  }
+
+  Status Serve() {
+    LeaseServer::Options lease_options;
+    lease_options.id_base = start_.id_base;
+    lease_options.daemon_instance = (static_cast<uint64_t>(start_.keeper_pid) << 32) | start_.worker_number;
+    lease_options.sessions_per_uid_max = start_.config.config.sessions_per_uid_max;
+    // The link stays blocking: a lease is never given before the keeper has the memory.
+    for (const int fd : {kWorkerLeaseFd, kWorkerControlFd}) {
+      if (::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) != 0) return ErrnoStatus(errno, "preparing a socket");
+    }
+    leases_ = std::make_unique<LeaseServer>(reactor_.get(), registry_.get(), UniqueFd(kWorkerLeaseFd), lease_options);
+    control_backend_ = std::make_unique<WorkerControl>(reactor_.get(), registry_.get(), leases_.get(), start_);
+    struct stat info;
+    ControlAccess access = ControlAccess::OfThisProcess();
+    const std::string control_path = start_.config.config.runtime_dir + "/control.sock";
+    if (::stat(control_path.c_str(), &info) == 0) access = ControlAccess{info.st_uid, info.st_gid, info.st_mode & 0777};
+    ASSIGN_OR_RETURN(control_, ControlServer::Start(control_backend_.get(), access));
+
+    RETURN_IF_ERROR(leases_->Start());
+    RETURN_IF_ERROR(reactor_->Watch(control_listener_.get(), EPOLLIN, [this](uint32_t) { AcceptControl(); }));
+    RETURN_IF_ERROR(reactor_->Watch(link_.get(), EPOLLIN, [this](uint32_t) { ReadLink(); }));
+    RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kReady, "", ""));
+    LogInfo("worker ready", {{"worker", start_.worker_number}, {"pid", ::getpid()},
+                             {"host_budget_bytes", registry_->store().Tiers()[0].budget_bytes},
+                             {"policy", store::PolicyName(registry_->config().eviction_policy)}});
+    registry_->MeasureRho(start_.config.config.state_dir);
+    reactor_->Run();
+
+    if (stopper_.joinable()) stopper_.join();
+    control_->Shutdown(Duration::zero());
+    leases_.reset();
+    return OkStatus();
+  }
+
+  void AcceptControl() {
+    UniqueFd connection(::accept4(control_listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!connection.valid()) return;
+    const Status status = control_->Serve(std::move(connection));
+    if (!status.ok()) LogWarn("control connection refused", {{"reason", status.message()}});
+  }
+
+  void ReadLink() {
+    const Result<LinkMessage> message = ReceiveLink(link_.get());
+    if (!message.ok()) {
+      LogError("the keeper is gone, stopping", {{"reason", message.status().message()}});
+      Stop();
+      return;
+    }
+    switch (message->type) {
+      case LinkType::kStop:
+        Stop();
+        break;
+      case LinkType::kConfig: {
+        Result<WorkerStart> reloaded = DecodeWorkerStart(message->body);
+        if (!reloaded.ok()) {
+          LogError("reloaded configuration not understood, ignoring", {{"reason", reloaded.status().message()}});
+          break;
+        }
+        ApplyLogLevel(reloaded->config.config);
+        registry_->ApplyConfig(reloaded->config.config);
+        leases_->SetSessionsPerUidMax(reloaded->config.config.sessions_per_uid_max);
+        control_backend_->SetConfig(reloaded->config);
+        break;
+      }
+      default:
+        LogError("keeper sent a message of unknown type, ignoring", {{"type", static_cast<uint32_t>(message->type)}});
+    }
+  }
+
+  // Calls of the control plane wait for the reactor, so the reactor goes on while
+  // they end.
+  void Stop() {
+    if (stopper_.joinable()) return;
+    reactor_->Unwatch(link_.get());
+    reactor_->Unwatch(control_listener_.get());
+    stopper_ = std::thread([this] {
+      control_->Shutdown(kShutdownGrace);
+      reactor_->Post([this] { reactor_->Stop(); });
+    });
+  }
+
+  UniqueFd link_{kWorkerLinkFd};
+  UniqueFd control_listener_{kWorkerControlFd};
+  WorkerStart start_;
+  std::vector<LinkMessage> entries_;
+  std::unique_ptr<Reactor> reactor_;
+  std::unique_ptr<Registry> registry_;
+  std::unique_ptr<LeaseServer> leases_;
+  std::unique_ptr<WorkerControl> control_backend_;
+  std::unique_ptr<ControlServer> control_;
+  std::thread stopper_;
+};
+
+}  // namespace
+
+int RunWorker() {
+  // A terminal's Ctrl-C reaches the whole group; stopping is the keeper's word.
+  for (const int signal : {SIGINT, SIGQUIT, SIGHUP, SIGPIPE}) ::signal(signal, SIG_IGN);
+  InitLog(LogOptionsFromEnvironment(LogLevel::kInfo));
+  return Worker().Run();
+}
+
+}  // namespace trims
