@@ -1,9 +1,10 @@
 // Where in one arena each intermediate value lies, given when it is alive.
 //
 // Pure arithmetic: no addresses, no graph. Values whose lifetimes do not overlap
-// share memory; the plan is greedy, largest first, at the lowest offset that is
-// free throughout a value's life, which for the chains of classifiers is optimal
-// or close to it. Thread-safe.
+// share memory. Greedy, each value at the lowest offset that is free throughout
+// its life, once in the order of execution and once largest first; the smaller
+// plan wins. For the chains of classifiers that is optimal or close to it.
+// Thread-safe.
 #pragma once
 
 #include <cstdint>
