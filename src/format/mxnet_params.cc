@@ -87,10 +87,11 @@ class Cursor final {
 
  private:
   Status Truncated(uint64_t size, std::string_view who, std::string_view what) const {
-    return InvalidArgumentError(
-        source_.description() + " is truncated: " + std::string(what) + " of " + std::string(who) +
-        " needs " + std::to_string(size) + " bytes at offset " + std::to_string(offset_) +
-        ", where the file has " + std::to_string(remaining()) + "; fetch it again");
+    return InvalidArgumentError(source_.description() + " is truncated: " + std::string(who) +
+                                " needs " + std::to_string(size) + " bytes for " +
+                                std::string(what) + " at offset " + std::to_string(offset_) +
+                                ", where the file has " + std::to_string(remaining()) +
+                                "; fetch it again");
   }
 
   const ByteSource& source_;

@@ -129,7 +129,7 @@ TEST_P(MxnetParamsOfEveryVersion, RefusesAShapeThatOverflows) {
 
 TEST_P(MxnetParamsOfEveryVersion, RefusesElementsBeyondTheFile) {
   ExpectRefused(OneArray(ParamsArrayHead(GetParam(), {1'000'000'000}), 0, 8),
-                "is truncated: the elements of array 0 needs 4000000000 bytes");
+                "is truncated: array 0 needs 4000000000 bytes for the elements at offset");
 }
 
 TEST_P(MxnetParamsOfEveryVersion, RefusesTooManyDimensions) {
