@@ -90,6 +90,7 @@ Status ErrnoStatus(int errnum, std::string_view what) {
 }
 
 void CheckFailed(const char* condition, const char* file, int line) {
+  // tidy: allow printf, because nothing else can be trusted any more and base has no log.
   std::fprintf(stderr, "%s:%d: check failed: %s\n", file, line, condition);
   std::abort();
 }

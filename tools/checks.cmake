@@ -1,0 +1,23 @@
+# Checks of the tree itself, and the list of fuzzers for tools/fuzz.
+if(TRIMS_BUILD_TESTS)
+  find_package(Python3 COMPONENTS Interpreter REQUIRED)
+  add_test(NAME tidy COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/tidy)
+  add_test(NAME tidy_self_test COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/tidy --self-test)
+  set_tests_properties(tidy tidy_self_test PROPERTIES TIMEOUT 120)
+endif()
+
+# After every folder has named its fuzzers.
+function(trims_list_fuzzers)
+  get_property(fuzzers GLOBAL PROPERTY TRIMS_FUZZERS)
+  set(lines "")
+  foreach(fuzzer ${fuzzers})
+    string(REPLACE "=" ";" parts ${fuzzer})
+    list(GET parts 0 name)
+    list(GET parts 1 corpus)
+    string(APPEND lines "${name}\t$<TARGET_FILE:${name}>\t${corpus}\n")
+  endforeach()
+  file(GENERATE OUTPUT ${PROJECT_BINARY_DIR}/fuzzers.txt CONTENT "${lines}")
+endfunction()
+if(TRIMS_BUILD_FUZZERS)
+  cmake_language(DEFER DIRECTORY ${PROJECT_SOURCE_DIR} CALL trims_list_fuzzers)
+endif()
