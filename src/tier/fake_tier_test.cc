@@ -1,0 +1,93 @@
+#include "tier/fake_tier.h"
+
+#include <thread>
+
+#include "tier/tier_conformance.h"
+
+namespace trims {
+namespace {
+
+INSTANTIATE_TEST_SUITE_P(Fake, TierConformance, ::testing::Values(TierFactory([] {
+                           return std::make_unique<FakeTier>();
+                         })));
+
+class FakeTierTest : public ::testing::Test {
+ protected:
+  FakeTierTest()
+      : model_(
+            IngestTestModel(directory_.Write("w", format::WriteSafetensors(tensors_)), tensors_)),
+        layout_(MakeLayout(*model_.manifest, store::Granularity::kLayer).value()) {}
+
+  const std::vector<format::TestTensor> tensors_ = {NoiseTensor("a", 100, 1),
+                                                    NoiseTensor("b", 200, 2)};
+  const TemporaryDirectory directory_;
+  const IngestedModel model_;
+  const Layout layout_;
+  FakeTier tier_;
+};
+
+TEST_F(FakeTierTest, FailsAsOftenAsAsked) {
+  tier_.FailLoads(DataLossError("bad disk"), 2);
+  LoadControl control;
+  EXPECT_EQ(tier_.Load(model_.Job(layout_), control).status().message(), "bad disk");
+  EXPECT_EQ(tier_.Load(model_.Job(layout_), control).status().message(), "bad disk");
+  EXPECT_TRUE(tier_.Load(model_.Job(layout_), control).ok());
+  EXPECT_EQ(tier_.loads_started(), 3);
+  EXPECT_EQ(tier_.loads_failed(), 2);
+  EXPECT_EQ(tier_.loads_finished(), 1);
+  EXPECT_EQ(tier_.loads_of(layout_.extents[0].key), 1);
+}
+
+TEST_F(FakeTierTest, HoldsLoadsUntilReleased) {
+  tier_.Hold();
+  LoadControl control;
+  std::thread loader([&] { EXPECT_TRUE(tier_.Load(model_.Job(layout_), control).ok()); });
+  tier_.WaitUntilHeld();
+  EXPECT_EQ(tier_.loads_finished(), 0);
+  tier_.Release();
+  loader.join();
+  EXPECT_EQ(tier_.loads_finished(), 1);
+}
+
+TEST_F(FakeTierTest, AHeldLoadCanBeCancelled) {
+  tier_.Hold();
+  LoadControl control;
+  std::thread loader([&] {
+    EXPECT_EQ(tier_.Load(model_.Job(layout_), control).status().code(), StatusCode::kCancelled);
+  });
+  tier_.WaitUntilHeld();
+  control.cancelled = true;
+  loader.join();
+}
+
+TEST_F(FakeTierTest, DamageShowsInVerify) {
+  LoadControl control;
+  const Result<std::vector<ResidentExtent>> resident = tier_.Load(model_.Job(layout_), control);
+  ASSERT_TRUE(resident.ok());
+  tier_.Damage(layout_.extents[1].key);
+  EXPECT_TRUE(tier_.Verify((*resident)[0], layout_.extents[0], *model_.manifest, control).ok());
+  EXPECT_EQ(tier_.Verify((*resident)[1], layout_.extents[1], *model_.manifest, control).code(),
+            StatusCode::kDataLoss);
+}
+
+TEST_F(FakeTierTest, HasAsMuchMemoryAsSet) {
+  tier_.SetMachineBytes(kHostPageBytes);
+  LoadControl control;
+  EXPECT_EQ(tier_.Load(model_.Job(layout_), control).status().code(),
+            StatusCode::kResourceExhausted);
+  tier_.SetMachineBytes(2 * kHostPageBytes);
+  EXPECT_TRUE(tier_.Load(model_.Job(layout_), control).ok());
+}
+
+TEST_F(FakeTierTest, SyntheticModelsNeedNoFile) {
+  tier_.SetSynthetic(true);
+  LoadJob job = model_.Job(layout_);
+  job.source = nullptr;
+  LoadControl control;
+  const Result<std::vector<ResidentExtent>> resident = tier_.Load(job, control);
+  ASSERT_TRUE(resident.ok()) << resident.status().ToString();
+  EXPECT_TRUE(tier_.Verify((*resident)[0], layout_.extents[0], *model_.manifest, control).ok());
+}
+
+}  // namespace
+}  // namespace trims
