@@ -955,8 +955,8 @@ void Registry::LedgerPutReplica(const ReplicaKey& key) {
   const std::optional<store::ReplicaView> view = store_->Find(key);
   const auto found = contents_.find(key.model);
   if (!view || view->state != store::ReplicaState::kReady || found == contents_.end()) return;
-  Result<std::shared_ptr<const ReadOnlyRegion>> manifest =
-      SealBytes("trims-manifest", SerializeManifest(*found->second->manifest));
+  const std::string serialized = SerializeManifest(*found->second->manifest);
+  Result<std::shared_ptr<const ReadOnlyRegion>> manifest = SealBytes("trims-manifest", serialized);
   if (!manifest.ok()) {
     LogError("replica not in the ledger, a crash would lose it", {{"reason", manifest.status().message()}});
     return;
@@ -970,6 +970,7 @@ void Registry::LedgerPutReplica(const ReplicaKey& key) {
   body["granularity"] = static_cast<int>(key.granularity);
   body["tier"] = tiers_[key.tier]->name();
   body["slab_bytes"] = config_.slab_bytes;
+  body["manifest_bytes"] = serialized.size();  // The memfd is padded to whole pages.
   body["proved_uids"] = found->second->proved_uids;
   const Status status = SendLink(link_, LinkType::kPut, ReplicaEntryKey(key),
                                  body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
@@ -1032,7 +1033,9 @@ void Registry::FinishAdoption() {
     if (!region.ok()) continue;
     Result<ReadOnlyMapping> mapping = region->Map();
     if (!mapping.ok()) continue;
-    Result<ModelManifest> manifest = DeserializeManifest(mapping->bytes());
+    const size_t manifest_bytes = json.value("manifest_bytes", size_t{0});
+    Result<ModelManifest> manifest =
+        DeserializeManifest(mapping->bytes().first(std::min(manifest_bytes, mapping->size())));
     if (!manifest.ok()) {
       LogError("replica not adopted", {{"entry", key}, {"reason", manifest.status().message()}});
       continue;

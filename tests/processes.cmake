@@ -1,0 +1,15 @@
+# Tests of whole processes: a real daemon, real clients.
+find_package(Protobuf REQUIRED)
+find_package(gRPC CONFIG REQUIRED)
+function(trims_process_test name)
+  cmake_parse_arguments(A "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  trims_test(${name} SRCS ${A_SRCS} DEPS trims_client ${A_DEPS} TIMEOUT ${A_TIMEOUT} LABELS ${A_LABELS})
+  if(TARGET ${name})
+    target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+    target_compile_definitions(${name} PRIVATE TRIMSD_BINARY="$<TARGET_FILE:trimsd>")
+    add_dependencies(${name} trimsd)
+  endif()
+endfunction()
+
+trims_process_test(daemon_test SRCS daemon_test.cc TIMEOUT 300)
+trims_process_test(crash_test SRCS crash_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300)
