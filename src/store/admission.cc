@@ -225,9 +225,13 @@ Status Store::State::Describe(const Refusal& refusal, const Replica& replica,
   }
 
   std::string text = "cannot make room for " + replica.name + " in tier " + tier.name + ": need " +
-                     FormatBytes(refusal.need) + ", free " + FormatBytes(refusal.free) +
-                     ", evictable " + FormatBytes(refusal.evictable) + " of budget " +
-                     FormatBytes(tier.budget_bytes);
+                     FormatBytes(refusal.need) + ", free " + FormatBytes(refusal.free);
+  const uint64_t used = tiers[replica.key.tier].used;
+  if (used > tier.budget_bytes) {
+    text += " (" + FormatBytes(used - tier.budget_bytes) + " over the budget since it was lowered)";
+  }
+  text += ", evictable " + FormatBytes(refusal.evictable) + " of budget " +
+          FormatBytes(tier.budget_bytes);
   const bool never = policy->kind() == PolicyKind::kNever;
   std::vector<const Replica*> holders;
   uint64_t hidden = 0;

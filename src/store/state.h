@@ -242,6 +242,10 @@ struct Store::State {
   std::optional<Duration> IdleTime(const Replica& replica) const;
   std::string_view ExpiryReason(const Replica& replica) const;
 
+  // Marks the model in that tier, now and in future; returns how many replicas it
+  // has there. Unpinning may drop them, and with the last one `model`.
+  uint32_t SetPinned(Model& model, TierIndex tier, bool pinned);
+
   // --- Making room (admission.cc) ---
   std::optional<Refusal> MakeRoom(const Replica& replica, uint64_t missing);
   // Evicts by policy until `used` is at most the budget, or as near as can be.

@@ -698,7 +698,7 @@ void Store::State::On(const AdoptionStarted& event) {
 
   Model& model = ModelOf(key.model);
   model.is_public = event.plan.is_public;
-  if (event.pinned) model.pinned[event.tier] = true;
+  if (event.pinned) SetPinned(model, event.tier, true);
   for (uint32_t uid : event.proved_uids) {
     if (model.proved_uids.size() < kMaxProvedUidsPerModel) model.proved_uids.insert(uid);
   }
@@ -824,30 +824,34 @@ void Store::State::On(const Tick&) {
 
 // --- Administration ----------------------------------------------------------
 
-void Store::State::On(const PinAsked& event) {
-  PinResult result{.model = event.model, .tier = event.tier};
-  if (!ValidTier(event.tier)) {
-    out.emplace_back(result);
-    return;
-  }
-  Model& model = ModelOf(event.model);
-  ++model.replicas;  // Keeps the record while its replicas may go.
-  result.pinned = event.pinned;
-  result.changed = model.pinned[event.tier] != event.pinned;
-  model.pinned[event.tier] = event.pinned;
+uint32_t Store::State::SetPinned(Model& model, TierIndex tier, bool pinned) {
+  const bool changed = model.pinned[tier] != pinned;
+  model.pinned[tier] = pinned;
+  uint32_t present = 0;
   for (Granularity granularity : {Granularity::kModel, Granularity::kSlab, Granularity::kLayer}) {
-    const auto it =
-        current.find({.model = event.model, .tier = event.tier, .granularity = granularity});
+    const auto it = current.find({.model = model.digest, .tier = tier, .granularity = granularity});
     if (it == current.end()) continue;
     Replica& replica = *it->second;
-    ++result.replicas;
-    if (!result.changed) continue;
-    Say(event.pinned ? Notify::Kind::kPinned : Notify::Kind::kUnpinned, replica);
-    if (!event.pinned) replica.idle_since = now;  // The countdown starts anew.
+    ++present;
+    if (!changed) continue;
+    Say(pinned ? Notify::Kind::kPinned : Notify::Kind::kUnpinned, replica);
+    if (!pinned) replica.idle_since = now;  // The countdown starts anew.
     SettleExpiry(replica);
   }
-  --model.replicas;
-  SettleModel(model);
+  return present;
+}
+
+void Store::State::On(const PinAsked& event) {
+  PinResult result{.model = event.model, .tier = event.tier};
+  if (ValidTier(event.tier)) {
+    Model& model = ModelOf(event.model);
+    ++model.replicas;  // Keeps the record while its replicas may go.
+    result.pinned = event.pinned;
+    result.changed = model.pinned[event.tier] != event.pinned;
+    result.replicas = SetPinned(model, event.tier, event.pinned);
+    --model.replicas;
+    SettleModel(model);
+  }
   out.emplace_back(result);
 }
 
