@@ -88,8 +88,8 @@ ExitCode Run(const std::vector<std::string>& arguments, const char* program) {
       ->type_name("DIR");
   app.add_flag("--json", context.json, "Results as JSON; progress and events as JSON lines");
   app.set_version_flag("--version", "trims " TRIMS_VERSION_STRING);
-  app.footer(kFooter);
   AddCommands(app, context);
+  app.footer(kFooter);  // After the commands, which would inherit it.
 
   std::vector<std::string> commands;
   for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
