@@ -114,6 +114,10 @@ void LeaseServer::Accept() {
       SendFailed(added, 0, ResourceExhaustedError("uid " + std::to_string(added.peer.uid) + " has " +
                                                   std::to_string(options_.sessions_per_uid_max) +
                                                   " sessions, the most that sessions_per_uid_max allows; close some"));
+      // Unread words of the client's would make the kernel throw ours away.
+      std::byte unread[64];
+      while (::recv(added.socket.get(), unread, sizeof unread, 0) > 0) {
+      }
       End(id, "too many sessions of one uid");
       continue;
     }
