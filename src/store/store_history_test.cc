@@ -834,7 +834,8 @@ TEST_P(StoreHistory, KeepsEveryPromise) {
     refusals += history.refusals();
     quarantines += history.quarantines();
   }
-  // A history in which nothing happens proves nothing.
+  // A history in which nothing happens proves nothing; a single one may be dull.
+  if (one_seed != 0) return;
   const uint64_t total = events * static_cast<uint64_t>(histories);
   EXPECT_GT(leases, total / 20);
   EXPECT_GT(evictions, total / 500);
