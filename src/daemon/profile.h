@@ -93,7 +93,7 @@ class Profile final {
 
   // Constant after construction.
   const bool enabled_ = false;
-  const ProfileServer server_;
+  const ProfileServer server_{};
   const size_t bytes_max_ = 0;
   const Time start_{};
   const std::chrono::system_clock::time_point init_time_{};
