@@ -15,3 +15,5 @@ trims_process_test(daemon_test SRCS daemon_test.cc TIMEOUT 300)
 trims_process_test(crash_test SRCS crash_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300)
 trims_process_test(hostile_test SRCS hostile_test.cc DEPS trims_control_proto gRPC::grpc++ trims_ipc trims_lease_proto
   TIMEOUT 300)
+trims_process_test(sharing_test SRCS sharing_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300)
+trims_process_test(control_test SRCS control_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300)

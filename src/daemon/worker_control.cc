@@ -55,6 +55,34 @@ v1::ReplicaState ToProto(store::ReplicaState state) {
   return v1::REPLICA_STATE_UNSPECIFIED;
 }
 
+v1::EventKind ToProto(store::Notify::Kind kind) {
+  using Kind = store::Notify::Kind;
+  switch (kind) {
+    case Kind::kLoading: return v1::EVENT_KIND_LOADING;
+    case Kind::kReady: return v1::EVENT_KIND_READY;
+    case Kind::kFailed: return v1::EVENT_KIND_FAILED;
+    case Kind::kEvicted: return v1::EVENT_KIND_EVICTED;
+    case Kind::kExpired: return v1::EVENT_KIND_EXPIRED;
+    case Kind::kQuarantined: return v1::EVENT_KIND_QUARANTINED;
+    case Kind::kLeased: return v1::EVENT_KIND_LEASED;
+    case Kind::kReleased: return v1::EVENT_KIND_RELEASED;
+    case Kind::kPinned: return v1::EVENT_KIND_PINNED;
+    case Kind::kUnpinned: return v1::EVENT_KIND_UNPINNED;
+    case Kind::kDraining: break;  // Told by the replica's state; evicted follows.
+  }
+  return v1::EVENT_KIND_UNSPECIFIED;
+}
+
+v1::Event CatalogueEvent(v1::EventKind kind, const v1::ModelView& model) {
+  v1::Event event;
+  SetTimestamp(Now(), event.mutable_time());
+  event.set_kind(kind);
+  event.set_model(model.name());
+  event.set_digest(model.digest());
+  event.set_detail(model.source());
+  return event;
+}
+
 // The reactor's thread.
 void FillReplica(const Registry& registry, const store::ReplicaView& view, v1::ReplicaView* out) {
   out->set_tier(registry.store().config().tiers[view.replica.tier].name);
@@ -151,6 +179,10 @@ std::string DescribeHolders(const Registry& registry, const LeaseServer& leases,
 
 WorkerControl::WorkerControl(Reactor* reactor, Registry* registry, LeaseServer* leases, const WorkerStart& start)
     : reactor_(reactor), registry_(registry), leases_(leases), start_(start), worker_started_at_(::time(nullptr)) {}
+
+void WorkerControl::TellWatchers(const v1::Event& event) {
+  for (const auto& [id, tell] : watchers_) tell(event);
+}
 
 void WorkerControl::SetConfig(const LoadedConfig& config) { start_.config = config; }
 
@@ -536,6 +568,7 @@ Status WorkerControl::Add(const v1::AddRequest& request, v1::AddResponse* respon
     FillModel(*registry_, &entry, nullptr, response->mutable_model());
     response->mutable_model()->set_weight_bytes(weight_bytes);
     response->mutable_model()->set_tensor_count(count);
+    TellWatchers(CatalogueEvent(v1::EVENT_KIND_ADDED, response->model()));
     return OkStatus();
   });
 }
@@ -568,6 +601,7 @@ Status WorkerControl::Remove(const v1::RemoveRequest& request, v1::RemoveRespons
     }
     RETURN_IF_ERROR(registry_->catalogue().Remove(request.name()));
     registry_->ForgetName(request.name());
+    TellWatchers(CatalogueEvent(v1::EVENT_KIND_REMOVED, response->model()));
     return OkStatus();
   });
 }
@@ -702,44 +736,36 @@ Status WorkerControl::Watch(const v1::WatchRequest& request, const std::function
     name = reference.name;
   }
   const std::set<int> kinds(request.kinds().begin(), request.kinds().end());
+  const std::string wanted_digest = digest ? digest->ToString() : "";
+  const auto tell = [state, wanted_digest, name, kinds](const v1::Event& event) {
+    if (!kinds.empty() && !kinds.contains(event.kind())) return;
+    if (!wanted_digest.empty() && event.digest() != wanted_digest) return;
+    if (!name.empty() && event.model() != name) return;
+    std::lock_guard lock(state->mu);
+    if (state->events.size() >= kMaxWatchBacklog) {
+      ++state->dropped;
+      return;
+    }
+    state->events.push_back(event);
+    state->changed.notify_all();
+  };
   uint64_t observer = 0;
   RETURN_IF_ERROR(OnReactor([&] {
-    observer = registry_->AddObserver([this, state, digest, name, kinds](const store::Notify& notify) {
-      using Kind = store::Notify::Kind;
-      v1::EventKind kind = v1::EVENT_KIND_UNSPECIFIED;
-      switch (notify.kind) {
-        case Kind::kLoading: kind = v1::EVENT_KIND_LOADING; break;
-        case Kind::kReady: kind = v1::EVENT_KIND_READY; break;
-        case Kind::kFailed: kind = v1::EVENT_KIND_FAILED; break;
-        case Kind::kEvicted: kind = v1::EVENT_KIND_EVICTED; break;
-        case Kind::kExpired: kind = v1::EVENT_KIND_EXPIRED; break;
-        case Kind::kQuarantined: kind = v1::EVENT_KIND_QUARANTINED; break;
-        case Kind::kLeased: kind = v1::EVENT_KIND_LEASED; break;
-        case Kind::kReleased: kind = v1::EVENT_KIND_RELEASED; break;
-        case Kind::kPinned: kind = v1::EVENT_KIND_PINNED; break;
-        case Kind::kUnpinned: kind = v1::EVENT_KIND_UNPINNED; break;
-        case Kind::kDraining: return;  // Told by the replica's state; evicted follows.
-      }
-      if ((!kinds.empty() && !kinds.contains(kind)) || (digest && notify.replica.model != *digest)) return;
-      const std::string model = registry_->NameOf(notify.replica.model);
-      if (!name.empty() && model != name) return;
+    observer = registry_->AddObserver([this, tell](const store::Notify& notify) {
+      const v1::EventKind kind = ToProto(notify.kind);
+      if (kind == v1::EVENT_KIND_UNSPECIFIED) return;
       v1::Event event;
       SetTimestamp(Now(), event.mutable_time());
       event.set_kind(kind);
-      event.set_model(model);
+      event.set_model(registry_->NameOf(notify.replica.model));
       event.set_digest(notify.replica.model.ToString());
       event.set_tier(registry_->store().config().tiers[notify.replica.tier].name);
       event.set_granularity(ToProto(notify.replica.granularity));
       if (const auto view = registry_->store().Find(notify.replica)) event.set_bytes(view->bytes);
       event.set_detail(notify.detail);
-      std::lock_guard lock(state->mu);
-      if (state->events.size() >= kMaxWatchBacklog) {
-        ++state->dropped;
-        return;
-      }
-      state->events.push_back(std::move(event));
-      state->changed.notify_all();
+      tell(event);
     });
+    watchers_[observer] = tell;
     return OkStatus();
   }));
   watching();
@@ -762,7 +788,11 @@ Status WorkerControl::Watch(const v1::WatchRequest& request, const std::function
       there = emit(event);
     }
   }
-  (void)!OnReactor([&] { return registry_->RemoveObserver(observer), OkStatus(); }).ok();
+  (void)!OnReactor([&] {
+    registry_->RemoveObserver(observer);
+    watchers_.erase(observer);
+    return OkStatus();
+  }).ok();
   return CancelledError("the caller is gone");
 }
 

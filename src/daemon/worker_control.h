@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -54,7 +55,10 @@ class WorkerControl final : public ControlBackend {
   Reactor* const reactor_;
   Registry* const registry_;
   LeaseServer* const leases_;
+  void TellWatchers(const v1::Event& event);  // On the reactor's thread.
+
   WorkerStart start_;              // The reactor's thread only.
+  std::map<uint64_t, std::function<void(const v1::Event&)>> watchers_;  // The reactor's thread only.
   const int64_t worker_started_at_;
 };
 
