@@ -261,7 +261,8 @@ TRIMS_API void trims_lease_set_peak_internal_bytes(trims_lease* lease, uint64_t 
 /* Unmaps the weights, after which every pointer got from the lease is invalid,
  * and tells the daemon, for whose answer it does not wait: a later open of this
  * client is ordered after it, and a process that exits at once loses nothing,
- * because the end of a connection ends its leases. NULL is ignored. @since 0.1 */
+ * because the end of a connection ends its leases. Blocks, for seconds at most,
+ * only when the daemon reads and answers nothing. NULL is ignored. @since 0.1 */
 TRIMS_API void trims_lease_close(trims_lease* lease);
 
 /* Getters of a lease, constant for its life. With NULL: 0 or NULL. @since 0.1 */

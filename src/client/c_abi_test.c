@@ -7,12 +7,12 @@
 
 static int failures = 0;
 
-#define EXPECT(condition)                                             \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      ++failures;                                                     \
-    }                                                                 \
+#define EXPECT(condition)                    \
+  do {                                       \
+    if (!(condition)) {                      \
+      fputs("not " #condition "\n", stderr); \
+      ++failures;                            \
+    }                                        \
   } while (0)
 
 /* The released layout. Option structures may only grow past these. */
