@@ -514,7 +514,6 @@ Status WorkerControl::Evict(const v1::EvictRequest& request, v1::EvictResponse* 
     uint32_t found = 0;
     std::string kept;
     for (const Digest& digest : digests) {
-      // First without force, so that a refusal evicts nothing.
       Registry::EvictOutcome outcome = registry_->Evict(digest, tier, request.force());
       found += outcome.result.found;
       for (const auto& each : outcome.result.kept) {
@@ -535,7 +534,7 @@ Status WorkerControl::Evict(const v1::EvictRequest& request, v1::EvictResponse* 
       return NotFoundError("\"" + request.model() + "\" is not resident" +
                            (request.tier().empty() ? "" : " in tier " + request.tier()));
     }
-    if (!kept.empty()) return FailedPreconditionError("not evicted: " + kept + "; use --force to evict it all the same");
+    if (!kept.empty()) return FailedPreconditionError("not evicted: " + kept);
     return OkStatus();
   });
 }
@@ -589,8 +588,7 @@ Status WorkerControl::Remove(const v1::RemoveRequest& request, v1::RemoveRespons
       Registry::EvictOutcome outcome = registry_->Evict(*digest, std::nullopt, request.force());
       if (!outcome.result.kept.empty()) {
         return FailedPreconditionError("not removed: " +
-                                       DescribeHolders(*registry_, *leases_, outcome.result.kept[0]) +
-                                       "; use --force to remove it all the same");
+                                       DescribeHolders(*registry_, *leases_, outcome.result.kept[0]));
       }
       for (const store::ReplicaView& before : outcome.before) {
         v1::EvictedReplica* out = response->add_replicas();
