@@ -1,0 +1,2 @@
+# The measuring client of tools/demo: a program as users write it, over both libraries.
+trims_executable(weights_client SRCS weights_client.cc DEPS trims_predict_shared trims)
