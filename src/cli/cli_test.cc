@@ -72,6 +72,11 @@ class Process final {
     argv.push_back(nullptr);
     std::vector<char*> envp;
     for (const std::string& one : environment) envp.push_back(const_cast<char*>(one.c_str()));
+    for (char** one = environ; *one != nullptr; ++one) {  // Of the build, not of the test.
+      const std::string_view name(*one);
+      if (name.starts_with("TSAN_OPTIONS=") || name.starts_with("ASAN_OPTIONS="))
+        envp.push_back(*one);
+    }
     envp.push_back(nullptr);
     EXPECT_EQ(::posix_spawn(&pid_, TRIMS_PROGRAM, &actions, nullptr, argv.data(), envp.data()), 0);
     posix_spawn_file_actions_destroy(&actions);

@@ -3,14 +3,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <memory>
-#include <numeric>
 #include <optional>
-#include <sstream>
+#include <utility>
 
 #include "base/clock.h"
+#include "base/format.h"
 #include "cli/command.h"
 #include "cli/json.h"
 #include "cli/text.h"
@@ -106,7 +108,8 @@ Result<predict::Manifest> InputOf(const Model& model, const PredictCommand& comm
   input.scale = command.scale.value_or(input.scale);
   if (!command.mean.empty()) {
     input.mean = command.mean;
-    if (input.mean.size() == 1) input.mean.assign(static_cast<size_t>(input.channels), input.mean[0]);
+    if (input.mean.size() == 1)
+      input.mean.assign(static_cast<size_t>(input.channels), input.mean[0]);
   } else {
     constexpr const char* kMeans[] = {"UPR_INPUT_MEAN_R", "UPR_INPUT_MEAN_G", "UPR_INPUT_MEAN_B"};
     for (size_t c = 0; c < 3; ++c) {
@@ -299,7 +302,8 @@ void AddPredictCommand(CLI::App& app, Context& context) {
   command->add_flag("--no-share", options->no_share,
                     "Load the weights into this process instead of leasing them; MODEL may then "
                     "also be the path of a model directory");
-  command->add_option("--base-dir", options->base_dir, "With --no-share: where model directories are")
+  command
+      ->add_option("--base-dir", options->base_dir, "With --no-share: where model directories are")
       ->envname("UPR_BASE_DIR")
       ->type_name("DIR");
   command->add_option("--granularity", options->granularity, "model, slab, layer or auto")
@@ -312,9 +316,12 @@ void AddPredictCommand(CLI::App& app, Context& context) {
       ->envname("UPR_INPUT_HEIGHT");
   command->add_option("--width", options->width, "Else from manifest.json, else 224")
       ->envname("UPR_INPUT_WIDTH");
-  command->add_option("--mean", options->mean, "Subtracted from the pixels: one number, or one per "
-                                               "channel, R,G,B; UPR_INPUT_MEAN_R, _G and _B")
-      ->delimiter(',');
+  command
+      ->add_option("--mean", options->mean,
+                   "Subtracted from the pixels: one number, or one per "
+                   "channel, R,G,B; UPR_INPUT_MEAN_R, _G and _B")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   command->add_option("--scale", options->scale, "Divides the pixels after that");
   command->footer(
       "\nThe model's directory holds the graph (model.symbol), the labels (features.txt) and\n"
