@@ -1,0 +1,90 @@
+// Streams of work on a device, and events in them.
+//
+// A Stream is an ordered queue that runs beside every other, the default stream
+// included. Copies and fills return when they are queued; what fails later is reported by a
+// later call on the stream or context. Host memory must stay as it is until the
+// stream has passed the copy; copies of memory that is not pinned (memory.h)
+// are staged by the driver, at a sixth of the rate, and may block.
+//
+// Move-only, thread-compatible. A stream that goes while work is queued does not
+// wait: the work goes on, so synchronize before the memory goes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "base/status.h"
+#include "cuda/device.h"
+#include "cuda/memory.h"
+
+namespace trims::cuda {
+
+class Event;
+
+class Stream final {
+ public:
+  static Result<Stream> Create(const Context& context);
+
+  Stream(Stream&& other) noexcept;
+  Stream& operator=(Stream&& other) noexcept;
+  ~Stream();
+
+  Status CopyToDevice(DevicePointer to, const void* from, uint64_t bytes) const;
+  Status CopyToHost(void* to, DevicePointer from, uint64_t bytes) const;
+  Status CopyOnDevice(DevicePointer to, DevicePointer from, uint64_t bytes) const;
+  // From memory of another device's context into memory of this stream's; over
+  // NVLink or PCIe where the devices are peers, else through the host.
+  Status CopyFromPeer(DevicePointer to, const Context& peer, DevicePointer from,
+                      uint64_t bytes) const;
+  Status Fill(DevicePointer to, uint8_t value, uint64_t bytes) const;
+
+  // Work queued after this waits, on the device, for `event`.
+  Status WaitFor(const Event& event) const;
+  // Blocks until all is done, and reports what failed.
+  Status Synchronize() const;
+  // True when all is done.
+  Result<bool> Done() const;
+
+  void* handle() const { return handle_; }  // CUstream, for other CUDA libraries.
+  const std::shared_ptr<const RetainedContext>& retained() const { return context_; }
+
+ private:
+  Stream(std::shared_ptr<const RetainedContext> context, void* handle)
+      : context_(std::move(context)), handle_(handle) {}
+
+  std::shared_ptr<const RetainedContext> context_;
+  void* handle_ = nullptr;
+};
+
+// A point in a stream. Events that measure time cost more to record.
+class Event final {
+ public:
+  enum class Timing { kNone, kMeasured };
+  static Result<Event> Create(const Context& context, Timing timing = Timing::kNone);
+
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  ~Event();
+
+  // Marks what `stream` has queued so far; recording again moves the mark.
+  Status Record(const Stream& stream) const;
+  // Blocks, without spinning, until the mark is passed. At once if never recorded.
+  Status Synchronize() const;
+  Result<bool> Done() const;
+
+  // Between two passed marks of events that measure. UNAVAILABLE before that.
+  static Result<double> ElapsedMilliseconds(const Event& from, const Event& to);
+
+  void* handle() const { return handle_; }  // CUevent.
+
+ private:
+  Event(std::shared_ptr<const RetainedContext> context, void* handle)
+      : context_(std::move(context)), handle_(handle) {}
+
+  std::shared_ptr<const RetainedContext> context_;
+  void* handle_ = nullptr;
+};
+
+}  // namespace trims::cuda
