@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -33,7 +35,12 @@ Status RunCrew(int size, const Body& body) {
   std::mutex mutex;
   Status first_error;
   const auto run = [&] {
-    Status status = body(static_cast<const std::atomic<bool>&>(stop));
+    Status status;
+    try {
+      status = body(static_cast<const std::atomic<bool>&>(stop));
+    } catch (const std::bad_alloc&) {
+      status = ResourceExhaustedError("no memory for a loader's buffer");
+    }
     if (status.ok()) return;
     const std::lock_guard lock(mutex);
     if (first_error.ok()) first_error = std::move(status);

@@ -33,7 +33,8 @@ struct ResidentExtent {
 // Shared between the loader thread and the reactor.
 struct LoadControl {
   std::atomic<bool> cancelled{false};
-  // Called from the loader's threads with bytes that are done, rising to the total.
+  // Called from the loader's threads, never from two at once, with bytes that are
+  // done, rising to the total. Must not block: the load waits for it.
   std::function<void(uint64_t done_bytes, uint64_t total_bytes)> on_progress;
 };
 
