@@ -113,8 +113,7 @@ MXNET_DLL int MXNDListCreate(const char* nd_file_bytes, int nd_file_size, NDList
 /* Array `index` of a list: its name ("" in a list without names), elements and
  * shape, owned by the list. */
 MXNET_DLL int MXNDListGet(NDListHandle handle, mx_uint index, const char** out_key,
-                          const mx_float** out_data, const mx_uint** out_shape,
-                          mx_uint* out_ndim);
+                          const mx_float** out_data, const mx_uint** out_shape, mx_uint* out_ndim);
 
 MXNET_DLL int MXNDListFree(NDListHandle handle);
 

@@ -9,7 +9,8 @@ namespace trims::predict {
 
 Result<AnonymousMemory> AnonymousMemory::Allocate(uint64_t bytes, const char* what) {
   if (bytes == 0) return AnonymousMemory();
-  void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* address =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) {
     return ErrnoStatus(errno, "allocating " + std::to_string(bytes) + " bytes for " + what);
   }

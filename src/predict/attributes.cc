@@ -102,8 +102,8 @@ std::string AttributeReader::ChoiceOrDefault(std::string_view name,
   const std::string* text = Find(name);
   if (text == nullptr) {
     if (required) {
-      FailAttribute(name, "is missing and has no default; one of " + Join(choices) +
-                              " was expected");
+      FailAttribute(name,
+                    "is missing and has no default; one of " + Join(choices) + " was expected");
     }
     return std::string(*choices.begin());
   }

@@ -242,8 +242,8 @@ struct Creation {
   int dev_type;
 };
 
-Status Create(const Creation& creation, const InputShapes& inputs,
-              std::vector<std::string> outputs, PredictorHandle* out) {
+Status Create(const Creation& creation, const InputShapes& inputs, std::vector<std::string> outputs,
+              PredictorHandle* out) {
   RETURN_IF_ERROR(RequireArgument(creation.symbol_json, "symbol_json_str"));
   RETURN_IF_ERROR(CheckDevice(creation.dev_type));
   ASSIGN_OR_RETURN(trims::predict::PredictorOptions options,
@@ -256,9 +256,8 @@ Status Create(const Creation& creation, const InputShapes& inputs,
   ASSIGN_OR_RETURN(std::shared_ptr<trims::predict::WeightProvider> weights,
                    sharing ? LeaseModel() : LoadModel(creation.param_bytes, creation.param_size));
   auto object = std::make_shared<PredictorObject>();
-  ASSIGN_OR_RETURN(object->predictor,
-                   trims::predict::Predictor::Create(std::move(graph), std::move(weights), inputs,
-                                                     options));
+  ASSIGN_OR_RETURN(object->predictor, trims::predict::Predictor::Create(
+                                          std::move(graph), std::move(weights), inputs, options));
   *out = Predictors().Add(std::move(object));
   return OkStatus();
 }
@@ -319,14 +318,14 @@ int MXPredInit(void) {
   });
 }
 
-int MXPredCreate(const char* symbol_json_str, const void* param_bytes, int param_size,
-                 int dev_type, int /*dev_id*/, mx_uint num_input_nodes, const char** input_keys,
+int MXPredCreate(const char* symbol_json_str, const void* param_bytes, int param_size, int dev_type,
+                 int /*dev_id*/, mx_uint num_input_nodes, const char** input_keys,
                  const mx_uint* input_shape_indptr, const mx_uint* input_shape_data,
                  PredictorHandle* out) {
   return Call("MXPredCreate", [&]() -> Status {
     RETURN_IF_ERROR(RequireArgument(out, "out"));
-    ASSIGN_OR_RETURN(const InputShapes inputs, ReadShapes(num_input_nodes, input_keys,
-                                                          input_shape_indptr, input_shape_data));
+    ASSIGN_OR_RETURN(const InputShapes inputs,
+                     ReadShapes(num_input_nodes, input_keys, input_shape_indptr, input_shape_data));
     return Create({symbol_json_str, param_bytes, param_size, dev_type}, inputs, {}, out);
   });
 }
@@ -338,16 +337,16 @@ int MXPredCreatePartialOut(const char* symbol_json_str, const void* param_bytes,
                            const char** output_keys, PredictorHandle* out) {
   return Call("MXPredCreatePartialOut", [&]() -> Status {
     RETURN_IF_ERROR(RequireArgument(out, "out"));
-    ASSIGN_OR_RETURN(const InputShapes inputs, ReadShapes(num_input_nodes, input_keys,
-                                                          input_shape_indptr, input_shape_data));
+    ASSIGN_OR_RETURN(const InputShapes inputs,
+                     ReadShapes(num_input_nodes, input_keys, input_shape_indptr, input_shape_data));
     std::vector<std::string> outputs;
     if (num_output_nodes > 0) RETURN_IF_ERROR(RequireArgument(output_keys, "output_keys"));
     for (mx_uint i = 0; i < num_output_nodes; ++i) {
       RETURN_IF_ERROR(RequireArgument(output_keys[i], "output_keys[i]"));
       outputs.emplace_back(output_keys[i]);
     }
-    return Create({symbol_json_str, param_bytes, param_size, dev_type}, inputs,
-                  std::move(outputs), out);
+    return Create({symbol_json_str, param_bytes, param_size, dev_type}, inputs, std::move(outputs),
+                  out);
   });
 }
 
@@ -357,8 +356,8 @@ int MXPredReshape(mx_uint num_input_nodes, const char** input_keys,
   return Call("MXPredReshape", [&]() -> Status {
     RETURN_IF_ERROR(RequireArgument(out, "out"));
     ASSIGN_OR_RETURN(const std::shared_ptr<PredictorObject> old, Predictors().Find(handle));
-    ASSIGN_OR_RETURN(const InputShapes inputs, ReadShapes(num_input_nodes, input_keys,
-                                                          input_shape_indptr, input_shape_data));
+    ASSIGN_OR_RETURN(const InputShapes inputs,
+                     ReadShapes(num_input_nodes, input_keys, input_shape_indptr, input_shape_data));
     auto object = std::make_shared<PredictorObject>();
     ASSIGN_OR_RETURN(object->predictor, old->predictor->Reshape(inputs));
     *out = Predictors().Add(std::move(object));
@@ -435,8 +434,8 @@ int MXNDListCreate(const char* nd_file_bytes, int nd_file_size, NDListHandle* ou
   });
 }
 
-int MXNDListGet(NDListHandle handle, mx_uint index, const char** out_key,
-                const mx_float** out_data, const mx_uint** out_shape, mx_uint* out_ndim) {
+int MXNDListGet(NDListHandle handle, mx_uint index, const char** out_key, const mx_float** out_data,
+                const mx_uint** out_shape, mx_uint* out_ndim) {
   return Call("MXNDListGet", [&]() -> Status {
     RETURN_IF_ERROR(RequireArgument(out_key, "out_key"));
     RETURN_IF_ERROR(RequireArgument(out_data, "out_data"));

@@ -10,13 +10,13 @@
 
 #include "mxnet/c_predict_api.h"
 
-#define CHECK(condition)                                                                 \
-  do {                                                                                   \
-    if (!(condition)) {                                                                  \
-      fprintf(stderr, "%s:%d: %s\n  last error: %s\n", __FILE__, __LINE__, #condition,   \
-              MXGetLastError());                                                         \
-      exit(1);                                                                           \
-    }                                                                                    \
+#define CHECK(condition)                                                               \
+  do {                                                                                 \
+    if (!(condition)) {                                                                \
+      fprintf(stderr, "%s:%d: %s\n  last error: %s\n", __FILE__, __LINE__, #condition, \
+              MXGetLastError());                                                       \
+      exit(1);                                                                         \
+    }                                                                                  \
   } while (0)
 
 static char* ReadFile(const char* folder, const char* name, long* size) {

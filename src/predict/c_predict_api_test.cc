@@ -69,8 +69,8 @@ class CPredictApiTest : public testing::Test {
     const char* keys[] = {key};
     const mx_uint indptr[] = {0, 2};
     const mx_uint dims[] = {1, 2};
-    return MXPredCreate(symbol.c_str(), params.data(), static_cast<int>(params.size()), dev_type,
-                        0, 1, keys, indptr, dims, out);
+    return MXPredCreate(symbol.c_str(), params.data(), static_cast<int>(params.size()), dev_type, 0,
+                        1, keys, indptr, dims, out);
   }
 };
 
@@ -92,11 +92,11 @@ TEST_F(CPredictApiTest, PartialOutputsAreNamedByTheirNode) {
   const mx_uint dims[] = {3, 2};
   const char* outputs[] = {"fc"};
   const std::string params = Params();
-  const std::string symbol = SymbolWriter()
-                                 .Op("FullyConnected", "fc", {"data", "w"},
-                                     {{"num_hidden", "2"}, {"no_bias", "True"}})
-                                 .Op("SoftmaxOutput", "softmax", {"fc", "softmax_label"})
-                                 .Json();
+  const std::string symbol =
+      SymbolWriter()
+          .Op("FullyConnected", "fc", {"data", "w"}, {{"num_hidden", "2"}, {"no_bias", "True"}})
+          .Op("SoftmaxOutput", "softmax", {"fc", "softmax_label"})
+          .Json();
   PredictorHandle handle = nullptr;
   ASSERT_EQ(MXPredCreatePartialOut(symbol.c_str(), params.data(), static_cast<int>(params.size()),
                                    1, 0, 1, keys, indptr, dims, 1, outputs, &handle),
@@ -204,22 +204,22 @@ TEST_F(CPredictApiTest, NullPointersAreErrors) {
   PredictorHandle out = &marker;
   const auto fails = [&](int rc) { return rc == -1 && out == &marker && *MXGetLastError() != 0; };
   EXPECT_TRUE(fails(MXPredCreate(nullptr, nullptr, 0, 1, 0, 0, nullptr, nullptr, nullptr, &out)));
-  EXPECT_TRUE(fails(MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, indptr, dims,
-                                 nullptr)));
+  EXPECT_TRUE(fails(
+      MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, indptr, dims, nullptr)));
   EXPECT_TRUE(fails(
       MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, nullptr, indptr, dims, &out)));
-  EXPECT_TRUE(fails(
-      MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, nullptr, dims, &out)));
+  EXPECT_TRUE(
+      fails(MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, nullptr, dims, &out)));
   EXPECT_TRUE(fails(
       MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, indptr, nullptr, &out)));
   EXPECT_TRUE(fails(
       MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, null_keys, indptr, dims, &out)));
   EXPECT_TRUE(fails(
       MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, backwards, dims, &out)));
-  EXPECT_TRUE(fails(
-      MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, wild, dims, &out)));
-  EXPECT_TRUE(fails(
-      MXPredCreate(symbol.c_str(), params.data(), -1, 1, 0, 1, keys, indptr, dims, &out)));
+  EXPECT_TRUE(
+      fails(MXPredCreate(symbol.c_str(), params.data(), size, 1, 0, 1, keys, wild, dims, &out)));
+  EXPECT_TRUE(
+      fails(MXPredCreate(symbol.c_str(), params.data(), -1, 1, 0, 1, keys, indptr, dims, &out)));
   EXPECT_TRUE(fails(MXPredCreatePartialOut(symbol.c_str(), params.data(), size, 1, 0, 1, keys,
                                            indptr, dims, 1, nullptr, &out)));
   EXPECT_TRUE(fails(MXPredReshape(1, keys, indptr, dims, nullptr, &out)));
@@ -324,8 +324,7 @@ TEST_F(CPredictApiTest, ArrayListsAreReadAsFloatsWhateverTheirType) {
     ASSERT_EQ(MXNDListGet(list, 0, &key, &elements, &shape, &rank), 0) << MXGetLastError();
     EXPECT_STREQ(key, "arg:w");
     EXPECT_EQ(std::vector<mx_uint>(shape, shape + rank), (std::vector<mx_uint>{3, 2}));
-    EXPECT_EQ(std::vector<float>(elements, elements + 6),
-              (std::vector<float>{1, 2, 3, 4, 5, 6}));
+    EXPECT_EQ(std::vector<float>(elements, elements + 6), (std::vector<float>{1, 2, 3, 4, 5, 6}));
     EXPECT_EQ(MXNDListGet(list, 1, &key, &elements, &shape, &rank), -1);
     EXPECT_EQ(MXNDListGet(list, 0, nullptr, &elements, &shape, &rank), -1);
     EXPECT_EQ(MXNDListFree(list), 0);

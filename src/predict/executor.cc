@@ -12,9 +12,8 @@
 // From then on every address is fixed.
 #include "predict/executor.h"
 
-#include <dnnl.hpp>
-
 #include <algorithm>
+#include <dnnl.hpp>
 #include <exception>
 #include <new>
 #include <string>
@@ -58,9 +57,9 @@ Status Guard(const Graph& graph, uint32_t node, F&& f) {
 struct Buffer {
   VariableBinding::Kind kind = VariableBinding::Kind::kUnused;
   const float* weight = nullptr;
-  bool own = false;         // An intermediate value: may be written over.
-  Lifetime lifetime;        // Where it is in the arena.
-  uint32_t slot = kNone;    // Index of its lifetime in the plan.
+  bool own = false;       // An intermediate value: may be written over.
+  Lifetime lifetime;      // Where it is in the arena.
+  uint32_t slot = kNone;  // Index of its lifetime in the plan.
 };
 
 }  // namespace
@@ -181,12 +180,12 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
       constants.push_back(buffer.own ? nullptr : buffer.weight);
     }
     RETURN_IF_ERROR(Guard(*graph_, i, [&]() -> Status {
-      ASSIGN_OR_RETURN(steps_[i].kernel, node.op->BuildCpuKernel({.inputs = inputs,
-                                                                  .outputs = shapes_[i],
-                                                                  .constants = constants,
-                                                                  .fuse_relu = fused_relu[i],
-                                                                  .pack_weights =
-                                                                      options.pack_weights}));
+      ASSIGN_OR_RETURN(steps_[i].kernel,
+                       node.op->BuildCpuKernel({.inputs = inputs,
+                                                .outputs = shapes_[i],
+                                                .constants = constants,
+                                                .fuse_relu = fused_relu[i],
+                                                .pack_weights = options.pack_weights}));
       return OkStatus();
     }));
     packed_bytes_ += steps_[i].kernel->private_bytes();

@@ -74,7 +74,7 @@ class Executor final {
   const GraphShapes shapes_;
   AnonymousMemory arena_;
   std::vector<Step> steps_;
-  std::vector<float*> input_addresses_;       // Per node; null unless an input.
+  std::vector<float*> input_addresses_;  // Per node; null unless an input.
   std::vector<const float*> head_addresses_;
   uint64_t packed_bytes_ = 0;
 };

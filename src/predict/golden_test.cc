@@ -122,8 +122,9 @@ TEST_P(GoldenTest, AgreesWithMxnet) {
     for (const auto& entry : meta["inputs"]) {
       const auto count = static_cast<size_t>(ElementCount(entry["shape"].get<Shape>()));
       ASSERT_LE(used + count, values.size());
-      const Status status = (*predictor)->SetInput(entry["name"].get<std::string>(),
-                                                   std::span(values).subspan(used, count));
+      const Status status =
+          (*predictor)
+              ->SetInput(entry["name"].get<std::string>(), std::span(values).subspan(used, count));
       ASSERT_TRUE(status.ok()) << status.ToString();
       used += count;
     }
@@ -154,7 +155,8 @@ TEST_P(GoldenTest, AgreesWithMxnet) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, GoldenTest, testing::ValuesIn(CaseNames()), [](const auto& test) {
   std::string name = test.param;
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(c); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(c); }, '_');
   return name;
 });
 

@@ -60,9 +60,9 @@ Result<std::shared_ptr<const Graph>> Graph::FromSymbol(const format::Symbol& sym
       if (source.inputs.size() != names.size()) {
         std::string expected;
         for (const std::string& name : names) expected += (expected.empty() ? "" : ", ") + name;
-        return fail(StatusCode::kInvalidArgument,
-                    "has " + std::to_string(source.inputs.size()) + " inputs, " +
-                        std::to_string(names.size()) + " were expected (" + expected + ")");
+        return fail(StatusCode::kInvalidArgument, "has " + std::to_string(source.inputs.size()) +
+                                                      " inputs, " + std::to_string(names.size()) +
+                                                      " were expected (" + expected + ")");
       }
     }
     for (const format::SymbolInput& input : source.inputs) {
@@ -70,9 +70,9 @@ Result<std::shared_ptr<const Graph>> Graph::FromSymbol(const format::Symbol& sym
         return fail(StatusCode::kInvalidArgument, "uses a node that does not precede it");
       }
       if (input.output >= nodes[input.node].output_names.size()) {
-        return fail(StatusCode::kInvalidArgument,
-                    "uses output " + std::to_string(input.output) + " of '" +
-                        nodes[input.node].name + "', which does not exist at inference");
+        return fail(StatusCode::kInvalidArgument, "uses output " + std::to_string(input.output) +
+                                                      " of '" + nodes[input.node].name +
+                                                      "', which does not exist at inference");
       }
       node.inputs.push_back({input.node, input.output});
     }
@@ -105,8 +105,7 @@ Result<std::shared_ptr<const Graph>> Graph::Finish(std::vector<GraphNode> nodes,
     if (!needed[i]) continue;
     renumbered[i] = static_cast<uint32_t>(graph->nodes_.size());
     for (ValueRef& input : nodes[i].inputs) input.node = renumbered[input.node];
-    if (nodes[i].is_variable() &&
-        !graph->variables_.emplace(nodes[i].name, renumbered[i]).second) {
+    if (nodes[i].is_variable() && !graph->variables_.emplace(nodes[i].name, renumbered[i]).second) {
       return InvalidArgumentError("two variables of the graph are named '" + nodes[i].name + "'");
     }
     graph->nodes_.push_back(std::move(nodes[i]));
@@ -177,10 +176,10 @@ Result<GraphShapes> InferShapes(const Graph& graph,
       for (const auto& [name, shape] : known) {
         given += (given.empty() ? "" : ", ") + name + " " + ShapeToString(shape);
       }
-      return InvalidArgumentError(
-          "the shape information is not enough: node " + graph.Describe(i) +
-          " needs the shape of '" + nodes[node.inputs[0].node].name +
-          "', and the shapes given are of " + (given.empty() ? "nothing" : given));
+      return InvalidArgumentError("the shape information is not enough: node " + graph.Describe(i) +
+                                  " needs the shape of '" + nodes[node.inputs[0].node].name +
+                                  "', and the shapes given are of " +
+                                  (given.empty() ? "nothing" : given));
     }
     Result<std::vector<Shape>> outputs = node.op->InferShapes(inputs);
     if (!outputs.ok()) return AtNode(graph, i, outputs.status());
@@ -193,8 +192,10 @@ Result<GraphShapes> InferShapes(const Graph& graph,
   for (uint32_t i = 0; i < nodes.size(); ++i) {
     for (const Shape& shape : shapes[i]) {
       if (shape.empty()) {
-        return InvalidArgumentError("the shape information is not enough: nothing determines the "
-                                    "shape of node " + graph.Describe(i));
+        return InvalidArgumentError(
+            "the shape information is not enough: nothing determines the "
+            "shape of node " +
+            graph.Describe(i));
       }
     }
   }

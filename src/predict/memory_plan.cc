@@ -38,13 +38,11 @@ MemoryPlan Place(std::span<const Lifetime> lifetimes, std::span<const uint32_t> 
 MemoryPlan PlanMemory(std::span<const Lifetime> lifetimes) {
   std::vector<uint32_t> order(lifetimes.size());
   std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
-    return lifetimes[a].first < lifetimes[b].first;
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return lifetimes[a].first < lifetimes[b].first; });
   MemoryPlan by_time = Place(lifetimes, order);
-  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
-    return lifetimes[a].bytes > lifetimes[b].bytes;
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
   MemoryPlan by_size = Place(lifetimes, order);
   return by_size.total_bytes <= by_time.total_bytes ? by_size : by_time;
 }

@@ -52,8 +52,8 @@ TEST(MemoryPlanTest, ValuesThatLiveTogetherNeverOverlap) {
       EXPECT_LE(plan.offsets[a] + lifetimes[a].bytes, plan.total_bytes);
       sum += (lifetimes[a].bytes + 63) / 64 * 64;
       for (size_t b = 0; b < a; ++b) {
-        const bool together = lifetimes[a].first <= lifetimes[b].last &&
-                              lifetimes[b].first <= lifetimes[a].last;
+        const bool together =
+            lifetimes[a].first <= lifetimes[b].last && lifetimes[b].first <= lifetimes[a].last;
         const bool overlap = plan.offsets[a] < plan.offsets[b] + lifetimes[b].bytes &&
                              plan.offsets[b] < plan.offsets[a] + lifetimes[a].bytes;
         ASSERT_FALSE(together && overlap) << "round " << round << ": " << a << " and " << b;

@@ -27,7 +27,7 @@ namespace trims::predict {
 struct KernelArguments {
   std::span<const float* const> inputs;  // Dense, row-major; null where IgnoresInput().
   std::span<float* const> outputs;
-  std::byte* scratch = nullptr;          // scratch_bytes() bytes, 64-byte aligned.
+  std::byte* scratch = nullptr;  // scratch_bytes() bytes, 64-byte aligned.
 };
 
 class CpuKernel {

@@ -46,10 +46,10 @@ Result<Tensor> Compute(const OneOperator& test) {
   writer.Op(test.op, "node", names, test.attributes);
   if (test.followed_by_relu) writer.Op("Activation", "relu", {"node"}, {{"act_type", "relu"}});
   ASSIGN_OR_RETURN(std::shared_ptr<const Graph> graph, Graph::FromJson(writer.Json()));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Predictor> predictor,
-                   Predictor::Create(graph, weights,
-                                     {{test.inputs[0].first, test.inputs[0].second.shape}},
-                                     {.pack_weights = test.pack_weights}));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<Predictor> predictor,
+      Predictor::Create(graph, weights, {{test.inputs[0].first, test.inputs[0].second.shape}},
+                        {.pack_weights = test.pack_weights}));
   RETURN_IF_ERROR(predictor->SetInput(test.inputs[0].first, test.inputs[0].second.values));
   RETURN_IF_ERROR(predictor->Forward());
   ASSIGN_OR_RETURN(const std::span<const float> values, predictor->PeekOutput(0));
@@ -120,10 +120,10 @@ Tensor NaiveConvolution(const Tensor& data, const Tensor& weight, const float* b
                 const int64_t iy = y * c.sh - c.ph + i * c.dh;
                 const int64_t ix = x * c.sw - c.pw + j * c.dw;
                 if (iy < 0 || iy >= h || ix < 0 || ix >= w) continue;
-                sum += double{data.values[static_cast<size_t>(
-                           ((b * ic + group * per_group + k) * h + iy) * w + ix)]} *
-                       weight.values[static_cast<size_t>(
-                           ((f * per_group + k) * c.kh + i) * c.kw + j)];
+                sum +=
+                    double{data.values[static_cast<size_t>(
+                        ((b * ic + group * per_group + k) * h + iy) * w + ix)]} *
+                    weight.values[static_cast<size_t>(((f * per_group + k) * c.kh + i) * c.kw + j)];
               }
             }
           }
@@ -136,18 +136,18 @@ Tensor NaiveConvolution(const Tensor& data, const Tensor& weight, const float* b
 }
 
 Attributes ConvAttributes(const Conv2d& c, bool bias) {
-  return {{"kernel", Tuple({c.kh, c.kw})},   {"stride", Tuple({c.sh, c.sw})},
-          {"dilate", Tuple({c.dh, c.dw})},   {"pad", Tuple({c.ph, c.pw})},
+  return {{"kernel", Tuple({c.kh, c.kw})},           {"stride", Tuple({c.sh, c.sw})},
+          {"dilate", Tuple({c.dh, c.dw})},           {"pad", Tuple({c.ph, c.pw})},
           {"num_filter", std::to_string(c.filters)}, {"num_group", std::to_string(c.groups)},
           {"no_bias", bias ? "False" : "True"}};
 }
 
 TEST(ConvolutionTest, DoesNotFlipTheKernel) {
   const Result<Tensor> out = Compute({.op = "Convolution",
-                                  .attributes = {{"kernel", "(2, 2)"}, {"num_filter", "1"}},
-                                  .inputs = {{"data", Sequence({1, 1, 3, 3})},
-                                             {"weight", {{1, 1, 2, 2}, {1, 0, 0, 10}}},
-                                             {"bias", {{1}, {100}}}}});
+                                      .attributes = {{"kernel", "(2, 2)"}, {"num_filter", "1"}},
+                                      .inputs = {{"data", Sequence({1, 1, 3, 3})},
+                                                 {"weight", {{1, 1, 2, 2}, {1, 0, 0, 10}}},
+                                                 {"bias", {{1}, {100}}}}});
   ASSERT_TRUE(out.ok()) << ErrorOf(out);
   EXPECT_THAT(out->values, ElementsAre(1 + 50 + 100, 2 + 60 + 100, 4 + 80 + 100, 5 + 90 + 100));
 }
@@ -165,9 +165,8 @@ TEST(ConvolutionTest, AgreesWithNaiveLoopsForRandomParameters) {
     c.groups = RandomInt(random, 1, 3);
     c.filters = c.groups * RandomInt(random, 1, 6);
     const int64_t channels = c.groups * RandomInt(random, 1, 5);
-    const Tensor data = RandomTensor(
-        random, {RandomInt(random, 1, 3), channels, RandomInt(random, 8, 14),
-                 RandomInt(random, 8, 14)});
+    const Tensor data = RandomTensor(random, {RandomInt(random, 1, 3), channels,
+                                              RandomInt(random, 8, 14), RandomInt(random, 8, 14)});
     const Tensor weight = RandomTensor(random, {c.filters, channels / c.groups, c.kh, c.kw});
     const Tensor bias = RandomTensor(random, {c.filters});
     const bool has_bias = RandomInt(random, 0, 1) == 1;
@@ -190,9 +189,9 @@ TEST(ConvolutionTest, DepthwiseAgreesWithNaiveLoops) {
   const Tensor weight = RandomTensor(random, {32, 1, 3, 3});
   for (const bool pack : {false, true}) {
     const Result<Tensor> out = Compute({.op = "Convolution",
-                                    .attributes = ConvAttributes(c, false),
-                                    .inputs = {{"data", data}, {"weight", weight}},
-                                    .pack_weights = pack});
+                                        .attributes = ConvAttributes(c, false),
+                                        .inputs = {{"data", data}, {"weight", weight}},
+                                        .pack_weights = pack});
     ASSERT_TRUE(out.ok()) << ErrorOf(out);
     ExpectClose(*out, NaiveConvolution(data, weight, nullptr, c));
   }
@@ -209,70 +208,68 @@ TEST(ConvolutionTest, FusedReluIsAReluOfTheConvolution) {
   for (const bool pack : {false, true}) {
     const Result<Tensor> out =
         Compute({.op = "Convolution",
-             .attributes = ConvAttributes(c, true),
-             .inputs = {{"data", data}, {"weight", weight}, {"bias", bias}},
-             .followed_by_relu = true,
-             .pack_weights = pack});
+                 .attributes = ConvAttributes(c, true),
+                 .inputs = {{"data", data}, {"weight", weight}, {"bias", bias}},
+                 .followed_by_relu = true,
+                 .pack_weights = pack});
     ASSERT_TRUE(out.ok()) << ErrorOf(out);
     ExpectClose(*out, expected);
   }
 }
 
 TEST(ConvolutionTest, HasOneAndThreeSpatialDimensions) {
-  const Result<Tensor> line = Compute({.op = "Convolution",
-                                   .attributes = {{"kernel", "(2,)"},
-                                                  {"num_filter", "1"},
-                                                  {"no_bias", "True"},
-                                                  {"layout", "NCW"}},
-                                   .inputs = {{"data", Sequence({1, 1, 4})},
-                                              {"weight", {{1, 1, 2}, {1, 10}}}}});
+  const Result<Tensor> line =
+      Compute({.op = "Convolution",
+               .attributes = {{"kernel", "(2,)"},
+                              {"num_filter", "1"},
+                              {"no_bias", "True"},
+                              {"layout", "NCW"}},
+               .inputs = {{"data", Sequence({1, 1, 4})}, {"weight", {{1, 1, 2}, {1, 10}}}}});
   ASSERT_TRUE(line.ok()) << ErrorOf(line);
   EXPECT_THAT(line->values, ElementsAre(21, 32, 43));
-  const Result<Tensor> volume = Compute(
-      {.op = "Convolution",
-       .attributes = {{"kernel", "(2, 2, 2)"}, {"num_filter", "1"}, {"no_bias", "True"}},
-       .inputs = {{"data", Sequence({1, 1, 2, 2, 2})},
-                  {"weight", {{1, 1, 2, 2, 2}, {1, 1, 1, 1, 1, 1, 1, 1}}}}});
+  const Result<Tensor> volume =
+      Compute({.op = "Convolution",
+               .attributes = {{"kernel", "(2, 2, 2)"}, {"num_filter", "1"}, {"no_bias", "True"}},
+               .inputs = {{"data", Sequence({1, 1, 2, 2, 2})},
+                          {"weight", {{1, 1, 2, 2, 2}, {1, 1, 1, 1, 1, 1, 1, 1}}}}});
   ASSERT_TRUE(volume.ok()) << ErrorOf(volume);
   EXPECT_THAT(volume->values, ElementsAre(36));
 }
 
 TEST(ConvolutionTest, SaysWhatDoesNotFit) {
   const Tensor data = Sequence({1, 3, 4, 4});
-  EXPECT_THAT(ErrorOf(RunSimple("Convolution", {{"num_filter", "1"}}, data)),
-              HasSubstr("kernel"));
+  EXPECT_THAT(ErrorOf(RunSimple("Convolution", {{"num_filter", "1"}}, data)), HasSubstr("kernel"));
   EXPECT_THAT(ErrorOf(Compute({.op = "Convolution",
-                           .attributes = {{"kernel", "(5, 5)"}, {"num_filter", "1"}},
-                           .inputs = {{"data", data}, {"w", {}}, {"b", {}}}})),
+                               .attributes = {{"kernel", "(5, 5)"}, {"num_filter", "1"}},
+                               .inputs = {{"data", data}, {"w", {}}, {"b", {}}}})),
               HasSubstr("kernel covers 5 positions and the padded data only has 4"));
-  EXPECT_THAT(
-      ErrorOf(Compute({.op = "Convolution",
+  EXPECT_THAT(ErrorOf(Compute(
+                  {.op = "Convolution",
                    .attributes = {{"kernel", "(1, 1)"}, {"num_filter", "4"}, {"num_group", "2"}},
                    .inputs = {{"data", data}, {"w", {}}, {"b", {}}}})),
-      HasSubstr("3 channels, which num_group=2 does not divide"));
-  EXPECT_THAT(ErrorOf(RunSimple("Convolution",
-                                {{"kernel", "(1, 1)"}, {"num_filter", "3"}, {"num_group", "2"}},
-                                data)),
-              HasSubstr("not divisible by num_group=2"));
-  EXPECT_THAT(ErrorOf(RunSimple("Convolution",
-                                {{"kernel", "(1, 1)"}, {"num_filter", "3"}, {"layout", "NHWC"}},
-                                data)),
-              HasSubstr("'NHWC' is not supported"));
-  EXPECT_THAT(ErrorOf(RunSimple("Convolution",
-                                {{"kernel", "(1, 1)"}, {"num_filter", "3"}, {"stride", "(1,)"}},
-                                data)),
-              HasSubstr("stride has 1 elements and kernel has 2"));
+              HasSubstr("3 channels, which num_group=2 does not divide"));
+  EXPECT_THAT(
+      ErrorOf(RunSimple("Convolution",
+                        {{"kernel", "(1, 1)"}, {"num_filter", "3"}, {"num_group", "2"}}, data)),
+      HasSubstr("not divisible by num_group=2"));
+  EXPECT_THAT(
+      ErrorOf(RunSimple("Convolution",
+                        {{"kernel", "(1, 1)"}, {"num_filter", "3"}, {"layout", "NHWC"}}, data)),
+      HasSubstr("'NHWC' is not supported"));
+  EXPECT_THAT(
+      ErrorOf(RunSimple("Convolution",
+                        {{"kernel", "(1, 1)"}, {"num_filter", "3"}, {"stride", "(1,)"}}, data)),
+      HasSubstr("stride has 1 elements and kernel has 2"));
 }
 
 // --- FullyConnected ------------------------------------------------------------
 
 TEST(FullyConnectedTest, FlattensImages) {
-  const Result<Tensor> out =
-      Compute({.op = "FullyConnected",
-           .attributes = {{"num_hidden", "2"}},
-           .inputs = {{"data", Sequence({2, 1, 2, 2})},
-                      {"weight", {{2, 4}, {1, 1, 1, 1, 1, 0, 0, 0}}},
-                      {"bias", {{2}, {0.5f, 100}}}}});
+  const Result<Tensor> out = Compute({.op = "FullyConnected",
+                                      .attributes = {{"num_hidden", "2"}},
+                                      .inputs = {{"data", Sequence({2, 1, 2, 2})},
+                                                 {"weight", {{2, 4}, {1, 1, 1, 1, 1, 0, 0, 0}}},
+                                                 {"bias", {{2}, {0.5f, 100}}}}});
   ASSERT_TRUE(out.ok()) << ErrorOf(out);
   EXPECT_EQ(out->shape, (Shape{2, 2}));
   EXPECT_THAT(out->values, ElementsAre(10.5f, 101, 26.5f, 105));
@@ -281,8 +278,8 @@ TEST(FullyConnectedTest, FlattensImages) {
 TEST(FullyConnectedTest, WithoutFlattenWorksOnTheLastAxis) {
   const Result<Tensor> out =
       Compute({.op = "FullyConnected",
-           .attributes = {{"num_hidden", "1"}, {"flatten", "False"}, {"no_bias", "True"}},
-           .inputs = {{"data", Sequence({2, 2, 2})}, {"weight", {{1, 2}, {1, 10}}}}});
+               .attributes = {{"num_hidden", "1"}, {"flatten", "False"}, {"no_bias", "True"}},
+               .inputs = {{"data", Sequence({2, 2, 2})}, {"weight", {{1, 2}, {1, 10}}}}});
   ASSERT_TRUE(out.ok()) << ErrorOf(out);
   EXPECT_EQ(out->shape, (Shape{2, 2, 1}));
   EXPECT_THAT(out->values, ElementsAre(21, 43, 65, 87));
@@ -308,10 +305,11 @@ TEST(FullyConnectedTest, AgreesWithNaiveLoopsForRandomSizes) {
         expected.values.push_back(static_cast<float>(relu ? std::max(sum, 0.0) : sum));
       }
     }
-    const Result<Tensor> out = Compute({.op = "FullyConnected",
-                                    .attributes = {{"num_hidden", std::to_string(hidden)}},
-                                    .inputs = {{"data", data}, {"weight", weight}, {"bias", bias}},
-                                    .followed_by_relu = relu});
+    const Result<Tensor> out =
+        Compute({.op = "FullyConnected",
+                 .attributes = {{"num_hidden", std::to_string(hidden)}},
+                 .inputs = {{"data", data}, {"weight", weight}, {"bias", bias}},
+                 .followed_by_relu = relu});
     ASSERT_TRUE(out.ok()) << ErrorOf(out);
     SCOPED_TRACE("round " + std::to_string(round));
     ExpectClose(*out, expected);
@@ -446,8 +444,8 @@ TEST(PoolingTest, GlobalIgnoresKernelStrideAndPad) {
 }
 
 TEST(PoolingTest, SumDoesNotDivide) {
-  const Result<Tensor> out = RunSimple("Pooling", PoolAttributes("sum", 2, 2, 0, "valid"),
-                                       Sequence({1, 1, 2, 4}));
+  const Result<Tensor> out =
+      RunSimple("Pooling", PoolAttributes("sum", 2, 2, 0, "valid"), Sequence({1, 1, 2, 4}));
   ASSERT_TRUE(out.ok()) << ErrorOf(out);
   EXPECT_THAT(out->values, ElementsAre(1 + 2 + 5 + 6, 3 + 4 + 7 + 8));
 }
@@ -615,9 +613,9 @@ TEST(SoftmaxTest, ModesDifferInWhatSumsToOne) {
   };
   for (const auto& test : cases) {
     const Result<Tensor> out = Compute({.op = test.op,
-                                    .attributes = test.attributes,
-                                    .inputs = {{"data", data}},
-                                    .has_label = test.label});
+                                        .attributes = test.attributes,
+                                        .inputs = {{"data", data}},
+                                        .has_label = test.label});
     ASSERT_TRUE(out.ok()) << ErrorOf(out);
     SCOPED_TRACE(test.op);
     ExpectClose(*out, NaiveSoftmax(data, test.outer, test.count, test.inner), 1e-6);
@@ -632,8 +630,7 @@ TEST(SoftmaxTest, DividesByTheTemperature) {
 }
 
 TEST(SoftmaxTest, SurvivesLargeValues) {
-  const Result<Tensor> out =
-      RunSimple("softmax", {}, {{1, 3}, {3e38f, 3e38f, -3e38f}});
+  const Result<Tensor> out = RunSimple("softmax", {}, {{1, 3}, {3e38f, 3e38f, -3e38f}});
   ASSERT_TRUE(out.ok()) << ErrorOf(out);
   EXPECT_THAT(out->values, ElementsAre(0.5f, 0.5f, 0.0f));
 }
@@ -647,15 +644,22 @@ TEST(ShapeOperatorsTest, ReshapeCodes) {
     bool reverse;
     Shape expected;
   } cases[] = {
-      {"(4, 0, 2)", false, {4, 3, 2}},  {"(2, 0, 0)", false, {2, 3, 4}},
-      {"(6, 1, -1)", false, {6, 1, 4}}, {"(3, -1, 8)", false, {3, 1, 8}},
-      {"(-1,)", false, {24}},           {"(-2,)", false, {2, 3, 4}},
-      {"(2, -2)", false, {2, 3, 4}},    {"(-2, 1, 1)", false, {2, 3, 4, 1, 1}},
-      {"(-3, 4)", false, {6, 4}},       {"(0, -3)", false, {2, 12}},
+      {"(4, 0, 2)", false, {4, 3, 2}},
+      {"(2, 0, 0)", false, {2, 3, 4}},
+      {"(6, 1, -1)", false, {6, 1, 4}},
+      {"(3, -1, 8)", false, {3, 1, 8}},
+      {"(-1,)", false, {24}},
+      {"(-2,)", false, {2, 3, 4}},
+      {"(2, -2)", false, {2, 3, 4}},
+      {"(-2, 1, 1)", false, {2, 3, 4, 1, 1}},
+      {"(-3, 4)", false, {6, 4}},
+      {"(0, -3)", false, {2, 12}},
       {"(-4, 1, 2, -2)", false, {1, 2, 3, 4}},
       {"(2, -4, -1, 3, -2)", false, {2, 1, 3, 4}},
-      {"(-1, 0)", true, {6, 4}},        {"(0, 0)", false, {}},
-      {"(5, -1)", false, {}},           {"(-1, -1)", false, {}},
+      {"(-1, 0)", true, {6, 4}},
+      {"(0, 0)", false, {}},
+      {"(5, -1)", false, {}},
+      {"(-1, -1)", false, {}},
       {"(-4, 0, 2)", false, {}},
   };
   for (const auto& test : cases) {
@@ -672,9 +676,8 @@ TEST(ShapeOperatorsTest, ReshapeCodes) {
 }
 
 TEST(ShapeOperatorsTest, LegacyReshapeKeepsTheHighestDimension) {
-  const Result<Tensor> out =
-      RunSimple("Reshape", {{"target_shape", "(0, 0)"}, {"keep_highest", "True"}},
-                Sequence({2, 3, 4}));
+  const Result<Tensor> out = RunSimple(
+      "Reshape", {{"target_shape", "(0, 0)"}, {"keep_highest", "True"}}, Sequence({2, 3, 4}));
   ASSERT_TRUE(out.ok()) << ErrorOf(out);
   EXPECT_EQ(out->shape, (Shape{2, 12}));
 }
@@ -702,8 +705,7 @@ TEST(OperatorTest, UnknownOperatorsAndAttributesAreNamed) {
               HasSubstr("unknown attribute axis"));
   EXPECT_THAT(ErrorOf(RunSimple("FullyConnected", {{"num_hidden", "many"}}, data)),
               HasSubstr("num_hidden"));
-  EXPECT_THAT(ErrorOf(RunSimple("FullyConnected", {}, data)),
-              HasSubstr("num_hidden: is missing"));
+  EXPECT_THAT(ErrorOf(RunSimple("FullyConnected", {}, data)), HasSubstr("num_hidden: is missing"));
   EXPECT_THAT(ErrorOf(RunSimple("FullyConnected", {{"num_hidden", "4"}}, data)),
               HasSubstr("has 1 inputs, 3 were expected (data, weight, bias)"));
 }

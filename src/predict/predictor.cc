@@ -93,8 +93,8 @@ Status Predictor::Bind() {
       continue;
     }
     conversions.push_back({i, weight, elements, converted_bytes});
-    converted_bytes += (FloatBytes(shape) + kTensorAlignment - 1) / kTensorAlignment *
-                       kTensorAlignment;
+    converted_bytes +=
+        (FloatBytes(shape) + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
   }
   if (missing_count > 0) {
     if (missing_count > 20) missing += " and " + std::to_string(missing_count - 20) + " more";
@@ -104,14 +104,12 @@ Status Predictor::Bind() {
                          "shape; TRIMS_PREDICT_ALLOW_MISSING=1 takes the missing ones as zero");
   }
 
-  ASSIGN_OR_RETURN(converted_,
-                   AnonymousMemory::Allocate(converted_bytes, "converted parameters"));
+  ASSIGN_OR_RETURN(converted_, AnonymousMemory::Allocate(converted_bytes, "converted parameters"));
   for (const Conversion& conversion : conversions) {
     auto* const out = reinterpret_cast<float*>(converted_.data() + conversion.offset);
     if (conversion.weight) {
-      const Status status =
-          ConvertToFloat(conversion.weight->dtype, conversion.weight->bytes,
-                         static_cast<size_t>(conversion.elements), out);
+      const Status status = ConvertToFloat(conversion.weight->dtype, conversion.weight->bytes,
+                                           static_cast<size_t>(conversion.elements), out);
       if (!status.ok()) {
         return Status(status.code(), "parameter '" + nodes[conversion.node].name + "' of " +
                                          weights_->Describe() + ": " + status.message());

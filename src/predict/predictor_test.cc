@@ -143,8 +143,8 @@ TEST(PredictorTest, MemoryOfIntermediateValuesIsReused) {
     }
     previous = name;
   }
-  const auto predictor = Predictor::Create(
-      MakeGraph(writer), std::make_shared<MemoryWeights>(), {{"data", {1, 4, 256, 256}}}, {});
+  const auto predictor = Predictor::Create(MakeGraph(writer), std::make_shared<MemoryWeights>(),
+                                           {{"data", {1, 4, 256, 256}}}, {});
   ASSERT_TRUE(predictor.ok()) << predictor.status().ToString();
   constexpr uint64_t kMiB = 1 << 20;
   EXPECT_GE((*predictor)->private_bytes(), 3 * kMiB);
@@ -155,17 +155,16 @@ TEST(PredictorTest, InPlaceOperatorsLeaveSharedValuesAlone) {
   // The convolution's value has two users and a view; none may see it relu'd.
   SymbolWriter writer;
   writer
-      .Op("FullyConnected", "fc", {"data", "fc_weight"},
-          {{"num_hidden", "3"}, {"no_bias", "True"}})
+      .Op("FullyConnected", "fc", {"data", "fc_weight"}, {{"num_hidden", "3"}, {"no_bias", "True"}})
       .Op("Flatten", "view", {"fc"})
       .Op("Activation", "relu", {"view"}, {{"act_type", "relu"}})
       .Op("Activation", "sign", {"fc"}, {{"act_type", "softsign"}})
       .Op("Activation", "input_relu", {"data"}, {{"act_type", "relu"}});
   auto weights = std::make_shared<MemoryWeights>();
   weights->Set("fc_weight", {3, 2}, {1, 0, 0, 1, 1, 1});
-  const auto predictor = Predictor::Create(
-      MakeGraph(writer, {"relu", "fc", "sign", "input_relu", "data"}), weights,
-      {{"data", {1, 2}}}, {});
+  const auto predictor =
+      Predictor::Create(MakeGraph(writer, {"relu", "fc", "sign", "input_relu", "data"}), weights,
+                        {{"data", {1, 2}}}, {});
   ASSERT_TRUE(predictor.ok()) << predictor.status().ToString();
   ASSERT_TRUE((*predictor)->SetInput("data", std::vector<float>{-3, 1}).ok());
   for (int i = 0; i < 2; ++i) {
@@ -199,18 +198,17 @@ TEST(PredictorTest, ShapesThatDoNotFitAreNamed) {
   const auto graph = MakeGraph(SmallNetwork());
   const auto wrong = Predictor::Create(graph, SmallWeights(), {{"data", {2, 3, 12, 12}}}, {});
   ASSERT_FALSE(wrong.ok());
-  EXPECT_THAT(wrong.status().message(), AllOf(HasSubstr("'fc1_weight'"), HasSubstr("(32, 200)"),
-                                              HasSubstr("(32, 288)")));
+  EXPECT_THAT(wrong.status().message(),
+              AllOf(HasSubstr("'fc1_weight'"), HasSubstr("(32, 200)"), HasSubstr("(32, 288)")));
   const auto none = Predictor::Create(graph, SmallWeights(), {{"dat", {2, 3, 10, 10}}}, {});
   ASSERT_FALSE(none.ok());
-  EXPECT_THAT(none.status().message(),
-              AllOf(HasSubstr("shape information is not enough"), HasSubstr("'data'"),
-                    HasSubstr("dat (2, 3, 10, 10)")));
+  EXPECT_THAT(none.status().message(), AllOf(HasSubstr("shape information is not enough"),
+                                             HasSubstr("'data'"), HasSubstr("dat (2, 3, 10, 10)")));
   const auto zero = Predictor::Create(graph, SmallWeights(), {{"data", {0, 3, 10, 10}}}, {});
   ASSERT_FALSE(zero.ok());
   EXPECT_THAT(zero.status().message(), HasSubstr("dimension 0"));
-  const auto huge = Predictor::Create(
-      graph, SmallWeights(), {{"data", {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}}}, {});
+  const auto huge = Predictor::Create(graph, SmallWeights(),
+                                      {{"data", {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}}}, {});
   EXPECT_FALSE(huge.ok());
   const auto flat = Predictor::Create(graph, SmallWeights(), {{"data", {2, 300}}}, {});
   ASSERT_FALSE(flat.ok());
@@ -238,8 +236,7 @@ TEST(PredictorTest, OutputsAreChecked) {
   EXPECT_EQ(predictor->GetOutput(0, out).code(), StatusCode::kFailedPrecondition);
   ASSERT_TRUE(predictor->Forward().ok());
   EXPECT_TRUE(predictor->GetOutput(0, out).ok());
-  EXPECT_EQ(predictor->GetOutput(0, std::span(out).first(9)).code(),
-            StatusCode::kInvalidArgument);
+  EXPECT_EQ(predictor->GetOutput(0, std::span(out).first(9)).code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(predictor->GetOutput(1, out).code(), StatusCode::kOutOfRange);
   EXPECT_EQ(*predictor->OutputShape(0), (Shape{2, 5}));
 }
@@ -384,9 +381,8 @@ TEST(GraphTest, ALabelBehindAReshapeIsNotNeeded) {
   SymbolWriter writer;
   writer.Op("Flatten", "flat_label", {"label"})
       .Op("SoftmaxOutput", "softmax", {"data", "flat_label"});
-  const auto predictor =
-      Predictor::Create(MakeGraph(writer), std::make_shared<MemoryWeights>(),
-                        {{"data", {1, 2}}, {"label", {1, 1}}}, {});
+  const auto predictor = Predictor::Create(MakeGraph(writer), std::make_shared<MemoryWeights>(),
+                                           {{"data", {1, 2}}, {"label", {1, 1}}}, {});
   ASSERT_TRUE(predictor.ok()) << predictor.status().ToString();
   EXPECT_TRUE((*predictor)->Forward().ok());
 }
@@ -431,8 +427,8 @@ TEST(FileWeightsTest, SaysWhatItLookedFor) {
 }
 
 TEST(ConvertToFloatTest, HalfPrecisionIsExact) {
-  const std::vector<uint16_t> half = {0x0000, 0x8000, 0x3c00, 0x0001, 0x03ff, 0x0400,
-                                      0x7bff, 0x7c00, 0xfc00, 0x3555};
+  const std::vector<uint16_t> half = {0x0000, 0x8000, 0x3c00, 0x0001, 0x03ff,
+                                      0x0400, 0x7bff, 0x7c00, 0xfc00, 0x3555};
   std::vector<float> out(half.size());
   ASSERT_TRUE(ConvertToFloat(DType::kF16, reinterpret_cast<const std::byte*>(half.data()),
                              half.size(), out.data())

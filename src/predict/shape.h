@@ -15,9 +15,9 @@ namespace trims::predict {
 
 using Shape = std::vector<int64_t>;
 
-inline constexpr int64_t kMaxDimension = INT32_MAX;             // What oneDNN's kernels index with.
+inline constexpr int64_t kMaxDimension = INT32_MAX;  // What oneDNN's kernels index with.
 inline constexpr int64_t kMaxTensorElements = int64_t{1} << 38;  // 1 TiB of float32.
-inline constexpr size_t kMaxShapeRank = 12;                     // DNNL_MAX_NDIMS.
+inline constexpr size_t kMaxShapeRank = 12;                      // DNNL_MAX_NDIMS.
 
 // "(1, 3, 224, 224)"; "(unknown)" for the empty shape.
 std::string ShapeToString(std::span<const int64_t> shape);

@@ -155,16 +155,16 @@ Result<std::shared_ptr<FileWeights>> FileWeights::FromBytes(std::span<const std:
 Result<std::shared_ptr<FileWeights>> FileWeights::FromPath(const std::string& path,
                                                            const std::string& name) {
   struct stat status;
-  if (::stat(path.c_str(), &status) != 0) return ErrnoStatus(errno, "looking for weights in " + path);
+  if (::stat(path.c_str(), &status) != 0)
+    return ErrnoStatus(errno, "looking for weights in " + path);
   std::shared_ptr<FileWeights> weights(new FileWeights(path));
   if (!S_ISDIR(status.st_mode)) {
     RETURN_IF_ERROR(weights->AddFile(path));
     return weights;
   }
   const std::string folder = path + (path.ends_with('/') ? "" : "/");
-  for (const std::string& file :
-       {std::string("model.params"), name + ".params", name + "-0000.params",
-        std::string("model.safetensors")}) {
+  for (const std::string& file : {std::string("model.params"), name + ".params",
+                                  name + "-0000.params", std::string("model.safetensors")}) {
     if (!IsRegularFile(folder + file)) continue;
     RETURN_IF_ERROR(weights->AddFile(folder + file));
     return weights;

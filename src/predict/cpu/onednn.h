@@ -6,10 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#include <dnnl.hpp>
 #include <span>
 #include <vector>
-
-#include <dnnl.hpp>
 
 #include "predict/shape.h"
 

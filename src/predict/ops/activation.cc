@@ -71,8 +71,8 @@ class Activation final : public Operator {
 };
 
 std::unique_ptr<Operator> ParseActivation(AttributeReader& reader) {
-  return std::make_unique<Activation>(reader.RequiredChoice(
-      "act_type", {"relu", "sigmoid", "tanh", "softrelu", "softsign"}));
+  return std::make_unique<Activation>(
+      reader.RequiredChoice("act_type", {"relu", "sigmoid", "tanh", "softrelu", "softsign"}));
 }
 
 }  // namespace

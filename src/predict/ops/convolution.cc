@@ -61,13 +61,12 @@ class ConvolutionKernel final : public CpuKernel {
     using Forward = dnnl::convolution_forward;
     const auto desc =
         parameters.has_bias
-            ? Forward::desc(dnnl::prop_kind::forward_inference,
-                            dnnl::algorithm::convolution_direct, src_wish, weight_wish,
-                            PlainDesc(request.inputs[2]), dst_wish, parameters.stride, dilation,
-                            parameters.pad, parameters.pad)
-            : Forward::desc(dnnl::prop_kind::forward_inference,
-                            dnnl::algorithm::convolution_direct, src_wish, weight_wish, dst_wish,
-                            parameters.stride, dilation, parameters.pad, parameters.pad);
+            ? Forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct,
+                            src_wish, weight_wish, PlainDesc(request.inputs[2]), dst_wish,
+                            parameters.stride, dilation, parameters.pad, parameters.pad)
+            : Forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct,
+                            src_wish, weight_wish, dst_wish, parameters.stride, dilation,
+                            parameters.pad, parameters.pad);
     const Forward::primitive_desc primitive_desc(desc, attributes, CpuEngine());
     primitive_ = Forward(primitive_desc);
 
@@ -181,8 +180,7 @@ class Convolution final : public Operator {
       if (window > padded) {
         return InvalidArgumentError("the kernel covers " + std::to_string(window) +
                                     " positions and the padded data only has " +
-                                    std::to_string(padded) + " (data " + ShapeToString(data) +
-                                    ")");
+                                    std::to_string(padded) + " (data " + ShapeToString(data) + ")");
       }
       weight.push_back(p_.kernel[i]);
       out.push_back((padded - window) / p_.stride[i] + 1);
@@ -235,8 +233,8 @@ std::unique_ptr<Operator> ParseConvolution(AttributeReader& reader) {
   Spread(reader, "dilate", p.dilate, p.kernel.size(), 1);
   Spread(reader, "pad", p.pad, p.kernel.size(), 0);
   if (p.filters % p.groups != 0) {
-    reader.Fail("num_filter=" + std::to_string(p.filters) + " is not divisible by num_group=" +
-                std::to_string(p.groups));
+    reader.Fail("num_filter=" + std::to_string(p.filters) +
+                " is not divisible by num_group=" + std::to_string(p.groups));
   }
   reader.Ignore({"workspace", "cudnn_tune", "cudnn_off", "layout"});
   return std::make_unique<Convolution>(std::move(p));
@@ -244,8 +242,6 @@ std::unique_ptr<Operator> ParseConvolution(AttributeReader& reader) {
 
 }  // namespace
 
-void AddConvolution(OperatorRegistry& registry) {
-  registry.Add({"Convolution"}, ParseConvolution);
-}
+void AddConvolution(OperatorRegistry& registry) { registry.Add({"Convolution"}, ParseConvolution); }
 
 }  // namespace trims::predict

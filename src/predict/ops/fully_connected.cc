@@ -30,8 +30,7 @@ MatrixShape AsMatrix(const Shape& data, bool flatten) {
 
 class FullyConnectedKernel final : public CpuKernel {
  public:
-  FullyConnectedKernel(const FullyConnectedParameters& parameters,
-                       const CpuKernelRequest& request)
+  FullyConnectedKernel(const FullyConnectedParameters& parameters, const CpuKernelRequest& request)
       : stream_(CpuEngine()) {
     const MatrixShape matrix = AsMatrix(request.inputs[0], parameters.flatten);
     const memory::desc src_desc = PlainDesc(Shape{matrix.rows, matrix.columns});

@@ -47,9 +47,9 @@ struct Axis {
 };
 
 struct Window {
-  int64_t first;    // Inside the image.
-  int64_t last;     // One past the end; not above first where nothing is inside.
-  int64_t padded;   // Its length when clipped to the padded image.
+  int64_t first;   // Inside the image.
+  int64_t last;    // One past the end; not above first where nothing is inside.
+  int64_t padded;  // Its length when clipped to the padded image.
 };
 
 Window WindowAt(const Axis& axis, int64_t position) {
@@ -68,8 +68,7 @@ bool EveryWindowTouchesImage(const Axis& axis) {
 class LoopPoolingKernel final : public CpuKernel {
  public:
   // `axes` are depth, height, width; missing ones have size 1.
-  LoopPoolingKernel(PoolKind kind, bool count_include_pad, int64_t planes,
-                    std::array<Axis, 3> axes)
+  LoopPoolingKernel(PoolKind kind, bool count_include_pad, int64_t planes, std::array<Axis, 3> axes)
       : kind_(kind), count_include_pad_(count_include_pad), planes_(planes), axes_(axes) {}
 
   Status Run(const KernelArguments& arguments) override {
@@ -141,8 +140,7 @@ class OnednnPoolingKernel final : public CpuKernel {
     dst_ = UnboundMemory(PlainDesc(dst_shape));
     scratchpad_ = UnboundMemory(primitive_desc.scratchpad_desc());
     scratch_bytes_ = primitive_desc.scratchpad_desc().get_size();
-    arguments_ = {
-        {DNNL_ARG_SRC, src_}, {DNNL_ARG_DST, dst_}, {DNNL_ARG_SCRATCHPAD, scratchpad_}};
+    arguments_ = {{DNNL_ARG_SRC, src_}, {DNNL_ARG_DST, dst_}, {DNNL_ARG_SCRATCHPAD, scratchpad_}};
   }
 
   uint64_t scratch_bytes() const override { return scratch_bytes_; }
@@ -213,8 +211,7 @@ class Pooling final : public Operator {
   }
 
  private:
-  static std::unique_ptr<CpuKernel> Onednn(dnnl::algorithm algorithm,
-                                           const std::vector<Axis>& axes,
+  static std::unique_ptr<CpuKernel> Onednn(dnnl::algorithm algorithm, const std::vector<Axis>& axes,
                                            const CpuKernelRequest& request) {
     return std::make_unique<OnednnPoolingKernel>(algorithm, axes, request.inputs[0],
                                                  request.outputs[0]);
@@ -242,9 +239,7 @@ std::unique_ptr<Operator> ParsePooling(AttributeReader& reader) {
   constexpr AttributeReader::Range kPositive{1, 1'000'000};
   PoolingParameters p;
   const std::string kind = reader.Choice("pool_type", {"max", "avg", "sum"});
-  p.kind = kind == "max"   ? PoolKind::kMax
-           : kind == "avg" ? PoolKind::kAverage
-                           : PoolKind::kSum;
+  p.kind = kind == "max" ? PoolKind::kMax : kind == "avg" ? PoolKind::kAverage : PoolKind::kSum;
   p.global = reader.Bool("global_pool", false);
   p.full = reader.Choice("pooling_convention", {"valid", "full"}) == "full";
   p.kernel = reader.Tuple("kernel", {p.global ? 0 : 1, 1'000'000});

@@ -24,9 +24,7 @@ SoftmaxView AlongAxis(const Shape& shape, size_t axis) {
   const std::span<const int64_t> dims(shape);
   return {ElementCount(dims.first(axis)), shape[axis], ElementCount(dims.subspan(axis + 1))};
 }
-SoftmaxView OverImage(const Shape& shape) {
-  return {shape[0], ElementCount(shape) / shape[0], 1};
-}
+SoftmaxView OverImage(const Shape& shape) { return {shape[0], ElementCount(shape) / shape[0], 1}; }
 
 class SoftmaxKernel final : public CpuKernel {
  public:
@@ -111,8 +109,8 @@ class Softmax final : public Operator {
   Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
     const auto rank = static_cast<int64_t>(inputs[0].size());
     if (axis_ < -rank || axis_ >= rank) {
-      return InvalidArgumentError("axis " + std::to_string(axis_) + " does not exist in data of shape " +
-                                  ShapeToString(inputs[0]));
+      return InvalidArgumentError("axis " + std::to_string(axis_) +
+                                  " does not exist in data of shape " + ShapeToString(inputs[0]));
     }
     return std::vector<Shape>{inputs[0]};
   }
@@ -152,8 +150,8 @@ class SoftmaxActivation final : public Operator {
 std::unique_ptr<Operator> ParseSoftmaxOutput(AttributeReader& reader) {
   const bool multi_output = reader.Bool("multi_output", false);
   const bool preserve_shape = reader.Bool("preserve_shape", false);
-  reader.Ignore({"grad_scale", "ignore_label", "use_ignore", "normalization", "out_grad",
-                 "smooth_alpha"});
+  reader.Ignore(
+      {"grad_scale", "ignore_label", "use_ignore", "normalization", "out_grad", "smooth_alpha"});
   return std::make_unique<SoftmaxOutput>(multi_output, preserve_shape);
 }
 
