@@ -374,7 +374,6 @@ void RunAll(const Options& options, int argc, char** argv) {
 
   std::printf("processes=%d\nweights_file_bytes=%" PRIu64 "\n", options.processes, weights_bytes);
   std::printf("weights_ms=%.4f\nprediction_ms=%.4f\n", Median(weights_ms), Median(prediction_ms));
-  std::printf("first_weights_ms=%.4f\nfirst_prediction_ms=%.4f\n", weights_ms[0], prediction_ms[0]);
   if (options.sharing) std::printf("open_us=%.3f\n", Median(open_us));
   std::printf("clients_pss_bytes=%" PRIu64 "\nclients_weights_pss_bytes=%" PRIu64 "\n", clients.pss,
               clients.weights_pss);
