@@ -77,7 +77,7 @@ Result<UniqueFd> LockRuntimeDir(const std::string& directory) {
     if (errno != EWOULDBLOCK) return ErrnoStatus(errno, "locking " + path);
     char text[32] = {};
     (void)!::pread(fd.get(), text, sizeof text - 1, 0);
-    return AlreadyExistsError("another trimsd (pid " + std::to_string(std::atol(text)) + ") serves " + directory +
+    return AlreadyExistsError("another trimsd (pid " + std::to_string(std::strtol(text, nullptr, 10)) + ") serves " + directory +
                               "; stop it, or give this one another --runtime-dir");
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
