@@ -14,10 +14,10 @@ BUILD := build/release
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
-# $(call build,preset): configure and build everything of a preset.
+# $(call build,preset,targets): configure a preset and build its targets, or all.
 define build
 	cmake --preset $(1)
-	cmake --build build/$(1) --parallel $(JOBS)
+	cmake --build build/$(1) --parallel $(JOBS) $(if $(2),--target $(2))
 endef
 define ctest
 	ctest --test-dir build/$(1) --output-on-failure --no-tests=error --parallel $(JOBS)
@@ -38,7 +38,8 @@ build: setup  ## Build everything into build/release
 	$(call build,release)
 
 .PHONY: demo
-demo: build  ## A daemon, digits classified by several processes, sharing measured on and off
+demo: setup  ## A daemon, digits classified by several processes, sharing measured on and off
+	$(call build,release,trimsd trims_cli weights_client make-model)
 	tools/demo "$(BUILD)"
 
 .PHONY: test

@@ -969,12 +969,18 @@ std::string Comment(std::string_view text) {
 
 const std::vector<ConfigKey>& ConfigKeys() {
   static const auto* const keys = [] {
-    auto* all =
-        new std::vector<ConfigKey>();  // Never destroyed: usable until the very end of the process.
+    auto* all = new std::vector<ConfigKey>();  // Never destroyed: usable until the process ends.
+    const DaemonConfig defaults = Defaults([](const std::string&) { return std::nullopt; });
     for (const Setting& setting : kSettings) {
-      all->push_back({std::string(setting.key), FlagOf(setting.key), EnvOf(setting),
-                      std::string(setting.value_name), std::string(setting.help),
-                      setting.kind == Kind::kBool, setting.reloadable});
+      all->push_back({.key = std::string(setting.key),
+                      .flag = FlagOf(setting.key),
+                      .env = EnvOf(setting),
+                      .value_name = std::string(setting.value_name),
+                      .default_value = setting.documented_default.empty()
+                                           ? setting.show(defaults)
+                                           : std::string(setting.documented_default),
+                      .help = std::string(setting.help),
+                      .reloadable = setting.reloadable});
     }
     return all;
   }();
@@ -1026,17 +1032,6 @@ Result<LoadedConfig> ParseConfigText(std::string_view text, const std::string& f
   return Finish(std::move(draft));
 }
 
-std::vector<std::string> UnreloadableChanges(const LoadedConfig& before,
-                                             const LoadedConfig& after) {
-  std::vector<std::string> keys;
-  for (size_t i = 0; i < before.entries.size() && i < after.entries.size(); ++i) {
-    if (!after.entries[i].reloadable && before.entries[i].value != after.entries[i].value) {
-      keys.push_back(after.entries[i].key);
-    }
-  }
-  return keys;
-}
-
 std::string DefaultConfigText() {
   std::string text =
       "# TrIMS daemon configuration. Every setting is here with its default; remove the # in front "
@@ -1044,16 +1039,13 @@ std::string DefaultConfigText() {
       "# a setting to change it. A flag wins over an environment variable, a variable over this "
       "file.\n"
       "# `trims config show --origin` says where each value came from.\n";
-  const DaemonConfig defaults = Defaults([](const std::string&) { return std::nullopt; });
-  for (const Setting& setting : kSettings) {
-    const std::string value = setting.documented_default.empty()
-                                  ? setting.show(defaults)
-                                  : std::string(setting.documented_default);
-    const bool bare = setting.kind == Kind::kBool || setting.kind == Kind::kNumber;
-    text += "\n" + Comment(setting.help);
-    text += Comment("Flag " + FlagOf(setting.key) + "; variable " + EnvOf(setting) +
-                    "; takes effect on " + (setting.reloadable ? "reload." : "restart."));
-    text += "# " + std::string(setting.key) + " = " + (bare ? value : Quoted(value)) + "\n";
+  for (size_t i = 0; i < kSettingCount; ++i) {
+    const ConfigKey& key = ConfigKeys()[i];
+    const bool bare = kSettings[i].kind == Kind::kBool || kSettings[i].kind == Kind::kNumber;
+    text += "\n" + Comment(key.help);
+    text += Comment("Flag " + key.flag + "; variable " + key.env + "; takes effect on " +
+                    (key.reloadable ? "reload." : "restart."));
+    text += "# " + key.key + " = " + (bare ? key.default_value : Quoted(key.default_value)) + "\n";
   }
   return text;
 }

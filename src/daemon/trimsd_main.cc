@@ -81,15 +81,10 @@ void PrintHelp() {
       "  --version      print the version\n"
       "  --help         this text\n\n"
       "Settings (flag > environment > trims.toml > default):\n");
-  const Result<trims::LoadedConfig> defaults = Load(Flags{});
-  if (!defaults.ok()) return;
-  for (const trims::ConfigEntry& entry : defaults->entries) {
-    std::string flag = entry.key;
-    for (char& c : flag) {
-      if (c == '_') c = '-';
-    }
-    std::printf("  --%s (%s%s%s)\n      %s\n", flag.c_str(), entry.value.c_str(), entry.env.empty() ? "" : ", ",
-                entry.env.c_str(), entry.help.c_str());
+  for (const trims::ConfigKey& key : trims::ConfigKeys()) {
+    std::printf("  %s %s\n      %s\n      Default: %s. Variable: %s.\n", key.flag.c_str(),
+                key.value_name.c_str(), key.help.c_str(),
+                key.default_value.empty() ? "none" : key.default_value.c_str(), key.env.c_str());
   }
 }
 
