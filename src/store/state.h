@@ -226,6 +226,7 @@ struct Store::State {
   void Refuse(Replica& replica, const Refusal& refusal);
   // Nobody waits for this replica's load, directly or not: tell it to stop.
   void StopIfUnwanted(Replica& replica);
+  void Await(Replica& replica, Load& load);
   void Unawait(Replica& replica);
   Load* FindLoad(LoadId id);
 

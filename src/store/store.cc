@@ -447,6 +447,14 @@ void Store::State::Attach(Replica& replica) {
   }
 }
 
+void Store::State::Await(Replica& replica, Load& load) {
+  if (std::find(replica.awaited.begin(), replica.awaited.end(), load.id) != replica.awaited.end()) {
+    return;
+  }
+  replica.awaited.push_back(load.id);
+  load.dependents.push_back(&replica);
+}
+
 void Store::State::Unawait(Replica& replica) {
   for (LoadId id : replica.awaited) std::erase(loads.find(id)->second.dependents, &replica);
   replica.awaited.clear();
@@ -468,13 +476,7 @@ void Store::State::Advance(Replica& replica) {
       continue;
     }
     in_flight = true;
-    for (LoadId id : it->second->loads) {
-      if (std::find(replica.awaited.begin(), replica.awaited.end(), id) != replica.awaited.end()) {
-        continue;
-      }
-      replica.awaited.push_back(id);
-      loads.find(id)->second.dependents.push_back(&replica);
-    }
+    for (LoadId id : it->second->loads) Await(replica, loads.find(id)->second);
   }
   if (missing.empty() && !in_flight) return BecomeReady(replica);
   replica.had_to_load = true;
@@ -519,6 +521,18 @@ void Store::State::Advance(Replica& replica) {
   }
   tier.used += missing_bytes;
   out.emplace_back(std::move(action));
+  // Who waits for another load already may need what this one brings, too.
+  for (Replica& other : replicas) {
+    if (other.awaited.empty() || other.key.tier != replica.key.tier) continue;
+    const bool needs = std::any_of(other.slots.begin(), other.slots.end(), [&](const Slot& slot) {
+      if (slot.held != nullptr) return false;
+      const auto it = tier.extents.find(slot.key);
+      if (it == tier.extents.end()) return false;
+      const std::vector<LoadId>& bringing = it->second->loads;
+      return std::find(bringing.begin(), bringing.end(), id) != bringing.end();
+    });
+    if (needs) Await(other, load);
+  }
 }
 
 void Store::State::BecomeReady(Replica& replica) {
@@ -889,7 +903,7 @@ void Store::State::On(const EvictAsked& event) {
       Load* load = FindLoad(replica->load);
       if (load == nullptr || !load->adoption) {
         StopIfUnwanted(*replica);
-      } else if (!load->cancelled) {
+      } else if (!load->cancelled && load->dependents.empty()) {
         load->cancelled = true;
         out.emplace_back(CancelLoad{.load = load->id});
       }
@@ -988,8 +1002,7 @@ void Store::State::On(const ConfigChanged& event) {
     for (Replica& replica : replicas) replica.priority = policy->OnAccess(CandidateOf(replica));
   }
   for (size_t i = 0; i < tiers.size(); ++i) {
-    // What can not be evicted stays until it can, but nothing is added meanwhile.
-    tiers[i].ceiling = std::max(config.tiers[i].budget_bytes, tiers[i].used);
+    // What can not be evicted stays until it can; see TierUse::ceiling.
     ShrinkToBudget(static_cast<TierIndex>(i));
   }
   for (auto it = replicas.begin(); it != replicas.end();) {

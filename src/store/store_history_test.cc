@@ -573,6 +573,21 @@ class History {
     const auto it = loads_.find(action.load);
     ASSERT_NE(it, loads_.end()) << "a load that does not run is cancelled";
     EXPECT_FALSE(it->second.cancelled) << "cancelled twice";
+    // Who waits for the replica, or for an extent that it brings, still wants it.
+    for (const auto& [open, who] : waiting_) {
+      if (who.replica.tier != it->second.replica.tier) continue;
+      EXPECT_NE(who.replica, it->second.replica) << "cancelled though an open waits";
+      const bool has_own_load = std::any_of(loads_.begin(), loads_.end(), [&](const auto& one) {
+        return one.second.replica == who.replica;
+      });
+      if (has_own_load || who.kind == OutsideOpen::Kind::kResident) continue;
+      for (const Extent& extent : PlanFor(who.replica.model, who.replica.granularity).extents) {
+        const auto arriving = tiers_[who.replica.tier].arriving.find(extent.key);
+        EXPECT_TRUE(arriving == tiers_[who.replica.tier].arriving.end() ||
+                    arriving->second != action.load)
+            << "cancelled though an open waits for a shared extent";
+      }
+    }
     it->second.cancelled = true;
   }
 

@@ -335,6 +335,18 @@ TEST_F(StoreTest, ALoadThatAnotherReplicaWaitsForIsNotCancelled) {
   EXPECT_EQ(StateOf(2), ReplicaState::kAbsent);
 }
 
+TEST_F(StoreTest, ALoadThatBeganLaterIsNotCancelledEitherWhileAnotherNeedsItsExtents) {
+  const LoadId first = StartedLoad(Open(PlanOf(1, {Piece(1, 20)}), 1));
+  Open(PlanOf(2, {Piece(1, 20), Piece(2, 10)}), 2);  // Waits for the first load.
+  const OpenAsked third = Asks(PlanOf(3, {Piece(2, 10)}), 3);
+  const LoadId later = StartedLoad(Step(third));
+  EXPECT_FALSE(Has<CancelLoad>(Step(OpenCancelled{.open = third.open})));
+  EXPECT_THAT(All<StartLoad>(Step(LoadFinished{.load = first})), IsEmpty());
+  const auto last = Step(LoadFinished{.load = later});
+  ASSERT_THAT(All<ReplyLease>(last), SizeIs(1));
+  EXPECT_EQ(All<ReplyLease>(last)[0].session, 2u);
+}
+
 TEST_F(StoreTest, AReplicaCanWaitForSeveralLoads) {
   const LoadId a = StartedLoad(Open(PlanOf(1, {Piece(1, 20)}), 1));
   const LoadId b = StartedLoad(Open(PlanOf(2, {Piece(2, 20)}), 1));
@@ -1032,6 +1044,16 @@ TEST_F(StoreTest, AnOpenAfterAForcedEvictOfALoadIsServed) {
   Step(EvictAsked{.model = NumberedDigest(1), .force = true});
   Open(Plan(1, 60), 2);
   EXPECT_THAT(All<ReplyLease>(Step(LoadFinished{.load = load})), SizeIs(1));
+}
+
+TEST_F(StoreTest, AnOpenAfterAForcedEvictOfALoadRevokesTheEvict) {
+  const LoadId load = StartedLoad(Open(Plan(1, 60)));
+  Step(EvictAsked{.model = NumberedDigest(1), .force = true});
+  const OpenAsked second = Asks(Plan(1, 60), 2);
+  Step(second);
+  Step(OpenCancelled{.open = second.open});
+  Step(LoadFinished{.load = load});
+  EXPECT_EQ(StateOf(1), ReplicaState::kReady);
 }
 
 // --- Quarantine ------------------------------------------------------------------
