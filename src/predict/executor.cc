@@ -18,6 +18,7 @@
 #include <new>
 #include <string>
 
+#include "predict/cpu/threads.h"
 #include "predict/memory_plan.h"
 
 namespace trims::predict {
@@ -179,7 +180,9 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
       }
       constants.push_back(buffer.own ? nullptr : buffer.weight);
     }
+    steps_[i].single_thread = node.op->Work(inputs, shapes_[i]) < kParallelWorkMin;
     RETURN_IF_ERROR(Guard(*graph_, i, [&]() -> Status {
+      const ThreadScope threads(steps_[i].single_thread);
       ASSIGN_OR_RETURN(steps_[i].kernel,
                        node.op->BuildCpuKernel({.inputs = inputs,
                                                 .outputs = shapes_[i],
@@ -249,6 +252,7 @@ Status Executor::RunStep(uint32_t step) {
   Step& s = steps_[step];
   if (!s.kernel) return OkStatus();
   return Guard(*graph_, step, [&] {
+    const ThreadScope threads(s.single_thread);
     return s.kernel->Run({.inputs = s.inputs, .outputs = s.outputs, .scratch = s.scratch});
   });
 }

@@ -64,6 +64,7 @@ class Executor final {
     std::vector<const float*> inputs;
     std::vector<float*> outputs;
     std::byte* scratch = nullptr;
+    bool single_thread = false;
   };
 
   Executor(std::shared_ptr<const Graph> graph, GraphShapes shapes)

@@ -86,7 +86,7 @@ Result<std::vector<float>> ImageFromBytes(std::span<const std::byte> bytes,
   int width = 0, height = 0, file_channels = 0;
   if (size == 0) return InvalidArgumentError(description + ": the file is empty");
   if (stbi_info_from_memory(encoded, size, &width, &height, &file_channels) == 0) {
-    return why("not a PNG or JPEG image");
+    return why("not a PNG or JPEG image, or a far too large one");
   }
   if (width < 1 || height < 1 || int64_t{width} * height > kMaxImagePixels) {
     return InvalidArgumentError(description + ": " + std::to_string(width) + " x " +

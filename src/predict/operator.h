@@ -72,6 +72,9 @@ class Operator {
   virtual bool CanOverwriteInput() const { return false; }
   // The contents of input `index` are never read at inference (labels).
   virtual bool IgnoresInput(size_t index) const { return static_cast<void>(index), false; }
+  // Multiply-adds, or elements read and written: what decides whether a kernel is
+  // worth more than one thread.
+  virtual uint64_t Work(std::span<const Shape> inputs, std::span<const Shape> outputs) const;
   virtual bool CanFuseRelu() const { return false; }
   virtual bool IsRelu() const { return false; }
 

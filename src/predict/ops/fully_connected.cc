@@ -96,6 +96,11 @@ class FullyConnected final : public Operator {
     return {"data", "weight"};
   }
   bool CanFuseRelu() const override { return true; }
+  // Each output element is a product with one row of the weights.
+  uint64_t Work(std::span<const Shape> inputs, std::span<const Shape> outputs) const override {
+    return static_cast<uint64_t>(ElementCount(outputs[0])) *
+           static_cast<uint64_t>(ElementCount(inputs[1]) / inputs[1][0]);
+  }
 
   Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
     const Shape& data = inputs[0];

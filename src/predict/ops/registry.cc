@@ -2,6 +2,13 @@
 
 namespace trims::predict {
 
+uint64_t Operator::Work(std::span<const Shape> inputs, std::span<const Shape> outputs) const {
+  uint64_t elements = 0;
+  for (const Shape& shape : inputs) elements += static_cast<uint64_t>(ElementCount(shape));
+  for (const Shape& shape : outputs) elements += static_cast<uint64_t>(ElementCount(shape));
+  return elements;
+}
+
 const OperatorRegistry& OperatorRegistry::Get() {
   static const OperatorRegistry* const registry = [] {
     auto* all = new OperatorRegistry();  // Never destroyed: exit order does not matter.
