@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
 #include <array>
+#include <type_traits>
 #include <utility>
 
 #include "cuda/driver_table.h"

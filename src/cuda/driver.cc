@@ -6,8 +6,11 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "cuda/driver_table.h"
 #include "cuda/error.h"
@@ -24,6 +27,8 @@ struct Loaded {
   std::mutex mutex;
   const Driver* driver = nullptr;  // Guarded by mutex.
   pid_t pid = 0;                   // Guarded by mutex: who ran cuInit.
+  // One by attempt, kept: CudaStatus may be reading an old one in another thread.
+  std::vector<std::unique_ptr<DriverTable>> tables;  // Guarded by mutex.
   std::atomic<const DriverTable*> complete{nullptr};
   std::atomic<const DriverTable*> partial{nullptr};
 };
@@ -134,8 +139,8 @@ Result<const Driver*> Driver::Load() {
   // secure_getenv: who runs us with other rights than theirs may not choose our code.
   const char* chosen = ::secure_getenv(kLibraryVariable);
   const std::string library = chosen != nullptr && *chosen != '\0' ? chosen : kLibrary;
-  // Leaked even on failure: CudaStatus may be reading it in another thread.
-  auto* table = new DriverTable;
+  loaded.tables.push_back(std::make_unique<DriverTable>());
+  DriverTable* table = loaded.tables.back().get();
   const Status resolved = Resolve(library, *table);
   loaded.partial.store(table, std::memory_order_release);
   RETURN_IF_ERROR(resolved);
