@@ -946,7 +946,7 @@ std::string Registry::ReplicaEntryKey(const ReplicaKey& key) const {
 void Registry::LedgerPutExtent(store::TierIndex tier, const ResidentExtent& extent) {
   if (link_ < 0) return;
   const Status status =
-      SendLink(link_, LinkType::kPut, ExtentEntryKey(tier, extent.key), std::to_string(extent.bytes), extent.fd.get());
+      SendLink(link_, LinkType::kPut, ExtentEntryKey(tier, extent.key), extent.integrity, extent.fd.get());
   if (!status.ok()) LogError("extent not in the ledger, a crash would lose it", {{"reason", status.message()}});
 }
 
@@ -1066,7 +1066,7 @@ void Registry::FinishAdoption() {
         complete = false;
         break;
       }
-      Result<ResidentExtent> adopted = tiers_[*tier]->Adopt(spec, std::move(extent->second.fd));
+      Result<ResidentExtent> adopted = tiers_[*tier]->Adopt(spec, std::move(extent->second.fd), extent->second.body);
       if (!adopted.ok()) {
         LogError("extent not adopted", {{"entry", extent->first}, {"reason", adopted.status().message()}});
         complete = false;

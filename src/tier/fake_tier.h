@@ -101,7 +101,8 @@ class FakeTier final : public Tier {
     return result;
   }
 
-  Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd) override {
+  Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd,
+                               const std::string& /*integrity*/) override {
     ASSIGN_OR_RETURN(ReadOnlyRegion region,
                      ReadOnlyRegion::Adopt(std::move(fd), AllocationBytes(spec.bytes)));
     const std::lock_guard lock(mutex_);

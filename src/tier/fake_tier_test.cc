@@ -7,9 +7,9 @@
 namespace trims {
 namespace {
 
-INSTANTIATE_TEST_SUITE_P(Fake, TierConformance, ::testing::Values(TierFactory([] {
-                           return std::make_unique<FakeTier>();
-                         })));
+const TierFactory kFake([] { return std::make_unique<FakeTier>(); });
+INSTANTIATE_TEST_SUITE_P(Fake, TierConformance, ::testing::Values(kFake));
+INSTANTIATE_TEST_SUITE_P(Fake, MappableTierConformance, ::testing::Values(kFake));
 
 class FakeTierTest : public ::testing::Test {
  protected:

@@ -74,7 +74,8 @@ class HostTier final : public Tier {
   }
 
   Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) override;
-  Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd) override;
+  Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd,
+                               const std::string& integrity) override;
   Status Verify(const ResidentExtent& extent, const ExtentSpec& spec, const ModelManifest& manifest,
                 LoadControl& control) override;
 
@@ -238,7 +239,8 @@ Result<std::vector<ResidentExtent>> HostTier::Load(const LoadJob& job, LoadContr
   return resident;
 }
 
-Result<ResidentExtent> HostTier::Adopt(const ExtentSpec& spec, UniqueFd fd) {
+Result<ResidentExtent> HostTier::Adopt(const ExtentSpec& spec, UniqueFd fd,
+                                       const std::string& /*integrity*/) {
   ResidentExtent extent;
   extent.key = spec.key;
   // Which pages the earlier worker found free decides between two sizes.

@@ -26,12 +26,11 @@ std::string NameOf(const ::testing::TestParamInfo<TierFactory>& tested) {
   return kNames[tested.index];
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Host, TierConformance,
-    ::testing::Values(TierFactory([] { return MakeHostTier({}); }),
-                      TierFactory([] { return MakeHostTier(Options(false, 1)); }),
-                      TierFactory([] { return MakeHostTier(Options(true, 5)); })),
-    NameOf);
+const auto kTiers = ::testing::Values(TierFactory([] { return MakeHostTier({}); }),
+                                      TierFactory([] { return MakeHostTier(Options(false, 1)); }),
+                                      TierFactory([] { return MakeHostTier(Options(true, 5)); }));
+INSTANTIATE_TEST_SUITE_P(Host, TierConformance, kTiers, NameOf);
+INSTANTIATE_TEST_SUITE_P(Host, MappableTierConformance, kTiers, NameOf);
 
 bool IsOnHugePages(const ResidentExtent& extent) {
   struct statfs system {};
@@ -58,7 +57,7 @@ class HostTierTest : public ::testing::Test {
     for (size_t i = 0; i < 2; ++i) {
       EXPECT_TRUE(tier.Verify((*resident)[i], layout_.extents[i], *model_.manifest, control).ok());
       const Result<ResidentExtent> adopted =
-          MakeHostTier({})->Adopt(layout_.extents[i], std::move((*resident)[i].fd));
+          MakeHostTier({})->Adopt(layout_.extents[i], std::move((*resident)[i].fd), "");
       EXPECT_TRUE(adopted.ok()) << adopted.status().ToString();
     }
   }

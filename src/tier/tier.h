@@ -28,6 +28,11 @@ struct ResidentExtent {
   uint64_t bytes = 0;      // What the tier allocated, for accounting.
   uint64_t map_bytes = 0;  // What a client maps.
   UniqueFd fd;             // To lend: read-only by construction (host) or by convention (device).
+  // The tier's own proof of the bytes: opaque text, as secret as what it is made
+  // with. It goes into the keeper's ledger and comes back in Adopt. Host: "".
+  std::string integrity;
+  // What else the tier keeps alive as long as this: device memory's own mapping.
+  std::shared_ptr<const void> allocation;
 };
 
 // Shared between the loader thread and the reactor.
@@ -42,6 +47,11 @@ struct LoadJob {
   const ModelManifest* manifest = nullptr;  // Borrowed for the call.
   const Source* source = nullptr;           // Borrowed for the call.
   std::vector<const ExtentSpec*> extents;   // Which to bring in.
+  // Either may be empty, or is as long as `extents`, with null where there is none:
+  // the same extent, in the same layout, where it may be copied from instead of
+  // being read from the source. Ignored by tiers that can not.
+  std::vector<std::shared_ptr<const ResidentExtent>> host;  // In host memory.
+  std::vector<std::shared_ptr<const ResidentExtent>> peer;  // On another device of this process.
 };
 
 class Tier {
@@ -55,11 +65,22 @@ class Tier {
   // RESOURCE_EXHAUSTED when the machine has no memory; ABORTED when the file has
   // changed since the manifest was made.
   virtual Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) = 0;
-  // Takes over an extent that an earlier worker made. Checks type, seals and size, not bytes.
-  virtual Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd) = 0;
+  // Takes over an extent that an earlier worker made, with its `integrity`. Checks
+  // type, seals and size, not bytes.
+  virtual Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd,
+                                       const std::string& integrity) = 0;
   // Recomputes the checksums of the resident bytes. DATA_LOSS names the tensor.
   virtual Status Verify(const ResidentExtent& extent, const ExtentSpec& spec,
                         const ModelManifest& manifest, LoadControl& control) = 0;
+
+  // OK, or UNAVAILABLE with the reason why this tier fails every load until the
+  // worker is started again. Any thread, never blocks.
+  virtual Status health() const { return OkStatus(); }
+
+  // An extent is resident in host memory, or no longer: for tiers that prepare
+  // copies from there, in the background. Any thread, never blocks.
+  virtual void HostExtentReady(std::shared_ptr<const ResidentExtent> /*extent*/) {}
+  virtual void HostExtentGone(const Digest& /*key*/) {}
 };
 
 // Host memory: sealed memfds. Extents from kHugeExtentBytes up lie on hugetlb

@@ -3,8 +3,8 @@
 //
 //   INSTANTIATE_TEST_SUITE_P(Host, TierConformance, ::testing::Values(TierFactory([] { … })));
 //
-// Written for tiers whose descriptors a CPU can map; a device tier brings its own
-// way of looking at the bytes.
+// A tier whose descriptors a CPU can not map brings its own way of looking at the
+// bytes. The others instantiate MappableTierConformance too.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -34,13 +34,30 @@
 
 namespace trims {
 
-using TierFactory = std::function<std::unique_ptr<Tier>()>;
+// The bytes of an extent, as a client gets them through its descriptor.
+using ExtentReader = std::function<std::string(const ResidentExtent&)>;
+
+inline std::string ReadMappedExtent(const ResidentExtent& extent) {
+  Result<ReadOnlyRegion> region = ReadOnlyRegion::Adopt(extent.fd.Dup().value(), extent.map_bytes);
+  EXPECT_TRUE(region.ok()) << region.status().ToString();
+  const ReadOnlyMapping mapping = region->Map().value();
+  return std::string(reinterpret_cast<const char*>(mapping.data()), mapping.size());
+}
+
+struct TierFactory {
+  explicit TierFactory(std::function<std::unique_ptr<Tier>()> make_tier,
+                       ExtentReader reader = ReadMappedExtent)
+      : make(std::move(make_tier)), read(std::move(reader)) {}
+
+  std::function<std::unique_ptr<Tier>()> make;
+  ExtentReader read;
+};
 
 class TierConformance : public ::testing::TestWithParam<TierFactory> {
  protected:
   void SetUp() override {
     fds_before_ = OpenFdCount();
-    tier_ = GetParam()();
+    tier_ = GetParam().make();
     // Odd sizes and offsets, an empty one, one of several chunks, equal contents.
     tensors_ = {NoiseTensor("a.odd", 4099, 1),  NoiseTensor("b.large", 2 * kChunkBytes + 777, 2),
                 NoiseTensor("c.empty", 0, 3),   NoiseTensor("d.twin", 5000, 4),
@@ -54,14 +71,6 @@ class TierConformance : public ::testing::TestWithParam<TierFactory> {
     EXPECT_EQ(OpenFdCount(), fds_before_) << "a descriptor leaked";
   }
 
-  // Maps what the tier lends, as a client would.
-  static ReadOnlyMapping MapExtent(const ResidentExtent& extent) {
-    Result<ReadOnlyRegion> region =
-        ReadOnlyRegion::Adopt(extent.fd.Dup().value(), extent.map_bytes);
-    EXPECT_TRUE(region.ok()) << region.status().ToString();
-    return region->Map().value();
-  }
-
   Layout LayoutOf(const ModelManifest& manifest, store::Granularity granularity) const {
     return MakeLayout(manifest, granularity, 64 * kKiB).value();
   }
@@ -69,14 +78,14 @@ class TierConformance : public ::testing::TestWithParam<TierFactory> {
   static void ExpectServes(const IngestedModel& model, const Layout& layout,
                            const std::vector<ResidentExtent>& resident) {
     ASSERT_EQ(resident.size(), layout.extents.size());
+    std::vector<std::string> extents;
+    for (const ResidentExtent& extent : resident) extents.push_back(GetParam().read(extent));
     for (size_t i = 0; i < model.manifest->tensors.size(); ++i) {
       const ManifestTensor& tensor = model.manifest->tensors[i];
       const Placement& placement = layout.placements[i];
-      const ReadOnlyMapping mapping = MapExtent(resident[placement.extent]);
-      ASSERT_LE(placement.offset + tensor.size_bytes, mapping.size());
-      const std::string& expected = model.bytes.at(tensor.name);
-      EXPECT_TRUE(std::equal(expected.begin(), expected.end(),
-                             reinterpret_cast<const char*>(mapping.data()) + placement.offset))
+      const std::string& bytes = extents[placement.extent];
+      ASSERT_LE(placement.offset + tensor.size_bytes, bytes.size());
+      EXPECT_EQ(bytes.compare(placement.offset, tensor.size_bytes, model.bytes.at(tensor.name)), 0)
           << tensor.name;
     }
   }
@@ -158,18 +167,16 @@ TEST_P(TierConformance, GapsBetweenTensorsAreZero) {
   LoadControl control;
   const Result<std::vector<ResidentExtent>> resident = tier_->Load(model_.Job(layout), control);
   ASSERT_TRUE(resident.ok());
-  const ReadOnlyMapping mapping = MapExtent((*resident)[0]);
+  const std::string bytes = GetParam().read((*resident)[0]);
   uint64_t at = 0;
   const auto expect_zero = [&](uint64_t begin, uint64_t end) {
-    for (uint64_t i = begin; i < end; ++i) {
-      ASSERT_EQ(mapping.data()[i], std::byte{0}) << i;
-    }
+    for (uint64_t i = begin; i < end; ++i) ASSERT_EQ(bytes[i], '\0') << i;
   };
   for (const Piece& piece : layout.extents[0].pieces) {
     expect_zero(at, piece.extent_offset);
     at = piece.extent_offset + model_.manifest->tensors[piece.tensor].size_bytes;
   }
-  expect_zero(at, mapping.size());
+  expect_zero(at, bytes.size());
 }
 
 TEST_P(TierConformance, LoadsOnlyTheExtentsAskedFor) {
@@ -196,34 +203,8 @@ TEST_P(TierConformance, AModelWithoutBytesHasOnePage) {
   const Result<std::vector<ResidentExtent>> resident = tier_->Load(model.Job(layout), control);
   ASSERT_TRUE(resident.ok()) << resident.status().ToString();
   ASSERT_EQ(resident->size(), 1U);
-  EXPECT_EQ((*resident)[0].map_bytes, kHostPageBytes);
+  EXPECT_EQ((*resident)[0].map_bytes, tier_->AllocationBytes(kHostPageBytes));
   EXPECT_TRUE(tier_->Verify((*resident)[0], layout.extents[0], *model.manifest, control).ok());
-}
-
-TEST_P(TierConformance, WhatItLendsIsReadOnly) {
-  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
-  LoadControl control;
-  const Result<std::vector<ResidentExtent>> resident = tier_->Load(model_.Job(layout), control);
-  ASSERT_TRUE(resident.ok());
-  const ResidentExtent& extent = (*resident)[0];
-  EXPECT_EQ(
-      ::mmap(nullptr, extent.map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, extent.fd.get(), 0),
-      MAP_FAILED);
-  EXPECT_LT(::pwrite(extent.fd.get(), "x", 1, 0), 0);
-  EXPECT_NE(::ftruncate(extent.fd.get(), 0), 0);
-}
-
-TEST_P(TierConformance, AClientsMappingOutlivesTheExtent) {
-  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
-  LoadControl control;
-  Result<std::vector<ResidentExtent>> resident = tier_->Load(model_.Job(layout), control);
-  ASSERT_TRUE(resident.ok());
-  const ReadOnlyMapping mapping = MapExtent((*resident)[0]);
-  resident->clear();
-  tier_.reset();
-  const std::string& expected = model_.bytes.at("a.odd");
-  EXPECT_TRUE(
-      std::equal(expected.begin(), expected.end(), reinterpret_cast<const char*>(mapping.data())));
 }
 
 // --- Failures -----------------------------------------------------------------
@@ -335,11 +316,11 @@ TEST_P(TierConformance, AdoptsAndVerifiesWhatAnEarlierWorkerLoaded) {
   LoadControl control;
   Result<std::vector<ResidentExtent>> resident = tier_->Load(model_.Job(layout), control);
   ASSERT_TRUE(resident.ok());
-  const std::unique_ptr<Tier> next = GetParam()();
+  const std::unique_ptr<Tier> next = GetParam().make();
   for (size_t i = 0; i < resident->size(); ++i) {
     const uint64_t bytes = (*resident)[i].bytes;
     const Result<ResidentExtent> adopted =
-        next->Adopt(layout.extents[i], std::move((*resident)[i].fd));
+        next->Adopt(layout.extents[i], std::move((*resident)[i].fd), (*resident)[i].integrity);
     ASSERT_TRUE(adopted.ok()) << adopted.status().ToString();
     EXPECT_EQ(adopted->key, layout.extents[i].key);
     EXPECT_EQ(adopted->bytes, bytes);
@@ -347,40 +328,6 @@ TEST_P(TierConformance, AdoptsAndVerifiesWhatAnEarlierWorkerLoaded) {
     const Status verified = next->Verify(*adopted, layout.extents[i], *model_.manifest, control);
     EXPECT_TRUE(verified.ok()) << verified.ToString();
   }
-}
-
-TEST_P(TierConformance, AdoptRefusesWhatItDidNotMake) {
-  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
-  const ExtentSpec& spec = layout.extents[0];
-  const uint64_t bytes = tier_->AllocationBytes(spec.bytes);
-  UniqueFd unsealed(::memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  ASSERT_EQ(::ftruncate(unsealed.get(), static_cast<off_t>(bytes)), 0);
-  EXPECT_EQ(tier_->Adopt(spec, std::move(unsealed)).status().code(), StatusCode::kPermissionDenied);
-  WritableRegion small = WritableRegion::Create("small", kHostPageBytes, PageKind::kPlain).value();
-  EXPECT_EQ(tier_->Adopt(spec, std::move(small).Seal().value().TakeFd()).status().code(),
-            StatusCode::kOutOfRange);
-  EXPECT_FALSE(tier_->Adopt(spec, UniqueFd(::open(path_.c_str(), O_RDONLY | O_CLOEXEC))).ok());
-  EXPECT_FALSE(tier_->Adopt(spec, UniqueFd()).ok());
-}
-
-TEST_P(TierConformance, VerifyFindsWrongBytesAndNamesTheTensor) {
-  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
-  const ExtentSpec& spec = layout.extents[0];
-  WritableRegion region = WritableRegion::Create("wrong", spec.bytes, PageKind::kPlain).value();
-  for (const Piece& piece : spec.pieces) {
-    const std::string& bytes = model_.bytes.at(model_.manifest->tensors[piece.tensor].name);
-    std::copy_n(reinterpret_cast<const std::byte*>(bytes.data()), bytes.size(),
-                region.bytes().begin() + static_cast<ptrdiff_t>(piece.extent_offset));
-  }
-  const Piece& last = spec.pieces.back();
-  region.bytes()[last.extent_offset + 17] ^= std::byte{4};
-  const Result<ResidentExtent> adopted =
-      tier_->Adopt(spec, std::move(region).Seal().value().TakeFd());
-  ASSERT_TRUE(adopted.ok()) << adopted.status().ToString();
-  LoadControl control;
-  const Status status = tier_->Verify(*adopted, spec, *model_.manifest, control);
-  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
-  EXPECT_THAT(status.message(), ::testing::HasSubstr(model_.manifest->tensors[last.tensor].name));
 }
 
 TEST_P(TierConformance, VerifyCanBeCancelled) {
@@ -409,6 +356,74 @@ TEST_P(TierConformance, ThreadsMayLoadAndVerifyAtOnce) {
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+// --- Tiers whose descriptors a CPU can map --------------------------------------
+
+class MappableTierConformance : public TierConformance {};
+
+TEST_P(MappableTierConformance, WhatItLendsIsReadOnly) {
+  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
+  LoadControl control;
+  const Result<std::vector<ResidentExtent>> resident = tier_->Load(model_.Job(layout), control);
+  ASSERT_TRUE(resident.ok());
+  const ResidentExtent& extent = (*resident)[0];
+  EXPECT_EQ(
+      ::mmap(nullptr, extent.map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, extent.fd.get(), 0),
+      MAP_FAILED);
+  EXPECT_LT(::pwrite(extent.fd.get(), "x", 1, 0), 0);
+  EXPECT_NE(::ftruncate(extent.fd.get(), 0), 0);
+}
+
+TEST_P(MappableTierConformance, AClientsMappingOutlivesTheExtent) {
+  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
+  LoadControl control;
+  Result<std::vector<ResidentExtent>> resident = tier_->Load(model_.Job(layout), control);
+  ASSERT_TRUE(resident.ok());
+  Result<ReadOnlyRegion> region =
+      ReadOnlyRegion::Adopt((*resident)[0].fd.Dup().value(), (*resident)[0].map_bytes);
+  ASSERT_TRUE(region.ok()) << region.status().ToString();
+  const ReadOnlyMapping mapping = region->Map().value();
+  resident->clear();
+  tier_.reset();
+  const std::string& expected = model_.bytes.at("a.odd");
+  EXPECT_TRUE(
+      std::equal(expected.begin(), expected.end(), reinterpret_cast<const char*>(mapping.data())));
+}
+
+TEST_P(MappableTierConformance, AdoptRefusesWhatItDidNotMake) {
+  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
+  const ExtentSpec& spec = layout.extents[0];
+  const uint64_t bytes = tier_->AllocationBytes(spec.bytes);
+  UniqueFd unsealed(::memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  ASSERT_EQ(::ftruncate(unsealed.get(), static_cast<off_t>(bytes)), 0);
+  EXPECT_EQ(tier_->Adopt(spec, std::move(unsealed), "").status().code(),
+            StatusCode::kPermissionDenied);
+  WritableRegion small = WritableRegion::Create("small", kHostPageBytes, PageKind::kPlain).value();
+  EXPECT_EQ(tier_->Adopt(spec, std::move(small).Seal().value().TakeFd(), "").status().code(),
+            StatusCode::kOutOfRange);
+  EXPECT_FALSE(tier_->Adopt(spec, UniqueFd(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)), "").ok());
+  EXPECT_FALSE(tier_->Adopt(spec, UniqueFd(), "").ok());
+}
+
+TEST_P(MappableTierConformance, VerifyFindsWrongBytesAndNamesTheTensor) {
+  const Layout layout = LayoutOf(*model_.manifest, store::Granularity::kModel);
+  const ExtentSpec& spec = layout.extents[0];
+  WritableRegion region = WritableRegion::Create("wrong", spec.bytes, PageKind::kPlain).value();
+  for (const Piece& piece : spec.pieces) {
+    const std::string& bytes = model_.bytes.at(model_.manifest->tensors[piece.tensor].name);
+    std::copy_n(reinterpret_cast<const std::byte*>(bytes.data()), bytes.size(),
+                region.bytes().begin() + static_cast<ptrdiff_t>(piece.extent_offset));
+  }
+  const Piece& last = spec.pieces.back();
+  region.bytes()[last.extent_offset + 17] ^= std::byte{4};
+  const Result<ResidentExtent> adopted =
+      tier_->Adopt(spec, std::move(region).Seal().value().TakeFd(), "");
+  ASSERT_TRUE(adopted.ok()) << adopted.status().ToString();
+  LoadControl control;
+  const Status status = tier_->Verify(*adopted, spec, *model_.manifest, control);
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr(model_.manifest->tensors[last.tensor].name));
 }
 
 }  // namespace trims
