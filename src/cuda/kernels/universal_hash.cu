@@ -3,8 +3,8 @@
 // Thread t of all threads hashes the columns t, t + T, t + 2 T, … (T threads in all,
 // so a warp hashes whole blocks), the last one first because Horner's rule ends at
 // the lowest power. CUDA block b writes one element to partials[b]: the sum over its
-// columns i of v_i * r^(2 (i - 256 b)). CombinePartials in base/universal_hash.cc
-// makes the hash of them; UniversalHashKernelReference there is this kernel on a CPU.
+// columns i of v_i * r^(2 (i - 256 b)). ChunkedHash::AddPartials (base/universal_hash.h)
+// makes the hash of them, and UniversalHashKernelReference there is this on a CPU.
 //
 // The key is an argument by value: the driver keeps arguments in the constant bank of
 // the daemon's context, which no other process can map. After an edit run make-ptx.
@@ -34,7 +34,8 @@ __device__ uint4 LoadLastPiece(const uint8_t* base, uint64_t offset, uint64_t by
   uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
   for (uint32_t i = 0; i < trims::kUniversalHashPieceBytes; ++i) {
-    if (offset + i < bytes) words[i / 4] |= static_cast<uint32_t>(base[offset + i]) << (8 * (i % 4));
+    if (offset + i < bytes)
+      words[i / 4] |= static_cast<uint32_t>(base[offset + i]) << (8 * (i % 4));
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -70,10 +71,10 @@ extern "C" __global__ void __launch_bounds__(trims::kUniversalHashThreads)
 #pragma unroll 8
         for (uint32_t row = 0; row < trims::kUniversalHashRows; ++row) {
           // Streaming: the hash reads each byte once and should leave the caches to the clients.
-          AddPiece(y,
-                   __ldcs(reinterpret_cast<const uint4*>(column +
-                                                         row * trims::kUniversalHashRowBytes)),
-                   key.nh + 4 * row);
+          AddPiece(
+              y,
+              __ldcs(reinterpret_cast<const uint4*>(column + row * trims::kUniversalHashRowBytes)),
+              key.nh + 4 * row);
         }
       } else {
 #pragma unroll 1
@@ -83,8 +84,8 @@ extern "C" __global__ void __launch_bounds__(trims::kUniversalHashThreads)
           AddPiece(y, LoadLastPiece(base, offset, bytes), key.nh + 4 * row);
         }
       }
-      sum = FieldAdd(FieldMultiply(sum, key.stride),
-                     trims::FieldFromNh(y[0], y[1], y[2], key.point));
+      sum =
+          FieldAdd(FieldMultiply(sum, key.stride), trims::FieldFromNh(y[0], y[1], y[2], key.point));
       if (block == warp) break;
       block -= warps;
     }
