@@ -487,9 +487,8 @@ constexpr Setting kSettings[] = {
      "$XDG_STATE_HOME/trims, else ~/.local/state/trims."},
     {"base_dir", "UPR_BASE_DIR", Kind::kPath, "DIR", false, "/root/carml/data/mxnet/",
      SetDirectory<&C::base_dir>, ShowText<&C::base_dir>,
-     "Directory that holds one directory per model: model.params, model.symbol, features.txt. With "
-     "or "
-     "without a slash at its end. Default: $HOME/carml/data/mxnet/."},
+     "Directory that holds one directory per model: model.params, model.symbol, features.txt. "
+     "Without it, carml/data/mxnet/ in the home of the daemon's user."},
     {"lease_socket_mode", "", Kind::kMode, "MODE", false, "", SetMode<&C::lease_socket_mode>,
      ShowMode<&C::lease_socket_mode>, "Permission bits of lease.sock: who may borrow weights."},
     {"control_socket_mode", "", Kind::kMode, "MODE", false, "", SetMode<&C::control_socket_mode>,
