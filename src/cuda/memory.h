@@ -19,8 +19,9 @@
 //
 // All types are move-only and thread-compatible. Destructors give back what is
 // left and ignore errors; the explicit forms report them, and after a failure the
-// object still owns what it owned. Nothing here waits for work that is in flight:
-// synchronize before memory goes. PhysicalMemory and DeviceMapping need no context.
+// object still owns what it owned. Nothing here but DeviceBuffer waits for
+// work that is in flight: synchronize before memory goes, or declare its stream after it.
+// PhysicalMemory and DeviceMapping need no context.
 #pragma once
 
 #include <cstddef>

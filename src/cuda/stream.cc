@@ -45,7 +45,9 @@ Stream& Stream::operator=(Stream&& other) noexcept {
 Stream::~Stream() {
   if (handle_ == nullptr) return;
   const CurrentContext current(context_);
-  if (current.status().ok()) static_cast<void>(Table().cuStreamDestroy(Raw(*this)));
+  if (!current.status().ok()) return;
+  static_cast<void>(Table().cuStreamSynchronize(Raw(*this)));
+  static_cast<void>(Table().cuStreamDestroy(Raw(*this)));
 }
 
 Status Stream::CopyToDevice(DevicePointer to, const void* from, uint64_t bytes) const {

@@ -6,8 +6,9 @@
 // stream has passed the copy; copies of memory that is not pinned (memory.h)
 // are staged by the driver, at a sixth of the rate, and may block.
 //
-// Move-only, thread-compatible. A stream that goes while work is queued does not
-// wait: the work goes on, so synchronize before the memory goes.
+// Move-only, thread-compatible. A stream waits for its work when it goes: declare it
+// after the memory that it works on, and no way out of a scope frees memory under
+// work that still uses it.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +30,7 @@ class Stream final {
 
   Stream(Stream&& other) noexcept;
   Stream& operator=(Stream&& other) noexcept;
-  ~Stream();
+  ~Stream();  // Waits for the work, and ignores what failed in it.
 
   Status CopyToDevice(DevicePointer to, const void* from, uint64_t bytes) const;
   Status CopyToHost(void* to, DevicePointer from, uint64_t bytes) const;

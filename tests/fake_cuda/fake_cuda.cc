@@ -593,7 +593,7 @@ CUresult CUDAAPI cuCtxPushCurrent(CUcontext context) {
 }
 
 CUresult CUDAAPI cuCtxPopCurrent(CUcontext* context) {
-  ENTER("cuCtxPopCurrent");
+  // Never fails as planned: nothing could make up for it.
   if (current_contexts.empty()) return CUDA_ERROR_INVALID_CONTEXT;
   *context = current_contexts.back();
   current_contexts.pop_back();

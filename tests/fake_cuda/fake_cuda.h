@@ -28,7 +28,8 @@
  *   FAKE_CUDA_VERSION     of the driver, default 13000
  *   FAKE_CUDA_FAIL        "cuMemCreate:3=2,cuInit:1+=304": the third cuMemCreate of this
  *                         process returns 2, every cuInit from the first on 304.
- *                         "*" counts all functions together.
+ *                         "*" counts all functions together. Neither counted nor failed:
+ *                         cuGetErrorName, cuGetErrorString, cuCtxPopCurrent.
  *   CUDA_VISIBLE_DEVICES  as with the real driver
  *
  * A file device-N-error in FAKE_CUDA_DIR with a number in it breaks device N for
