@@ -574,7 +574,8 @@ class History {
     ASSERT_NE(it, loads_.end()) << "a load that does not run is cancelled";
     EXPECT_FALSE(it->second.cancelled) << "cancelled twice";
     // Who waits for the replica, or for an extent that it brings, still wants it.
-    for (const auto& [open, who] : waiting_) {
+    for (const auto& entry : waiting_) {
+      const OutsideOpen& who = entry.second;
       if (who.replica.tier != it->second.replica.tier) continue;
       EXPECT_NE(who.replica, it->second.replica) << "cancelled though an open waits";
       const bool has_own_load = std::any_of(loads_.begin(), loads_.end(), [&](const auto& one) {
@@ -764,9 +765,10 @@ class History {
       EXPECT_EQ(view.replica, it->second.replica);
       EXPECT_EQ(view.generation, it->second.generation);
     }
-    for (const auto& [open, who] : waiting_) {
-      const bool moving = std::any_of(loads_.begin(), loads_.end(), [&](const auto& entry) {
-        return entry.second.replica.tier == who.replica.tier;
+    for (const auto& entry : waiting_) {
+      const TierIndex tier = entry.second.replica.tier;
+      const bool moving = std::any_of(loads_.begin(), loads_.end(), [&](const auto& one) {
+        return one.second.replica.tier == tier;
       });
       EXPECT_TRUE(moving) << "an open waits for nothing";
     }
