@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <memory>
 #include <optional>
 #include <span>
@@ -25,6 +24,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "ipc/region.h"
+#include "tier/chunk_read.h"
 #include "tier/chunk_work.h"
 #include "tier/crew.h"
 #include "tier/host_memory.h"
@@ -37,27 +37,6 @@ constexpr uint64_t kCopyStepBytes = 256 * kKiB;  // Stays in a core's cache betw
 constexpr uint64_t kPopulateStepBytes = 64 * kMiB;
 
 uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Reads exactly `out`. OUT_OF_RANGE at the end of the file.
-Status ReadExactly(int fd, uint64_t offset, std::span<std::byte> out,
-                   const std::string& description) {
-  while (!out.empty()) {
-    const ssize_t done = ::pread(fd, out.data(), out.size(), static_cast<off_t>(offset));
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0) {
-      const Status status =
-          ErrnoStatus(errno, "reading " + description + " at offset " + std::to_string(offset));
-      return Status(StatusCode::kDataLoss, status.message());
-    }
-    if (done == 0) {
-      return OutOfRangeError(description + " ends at offset " + std::to_string(offset) + " where " +
-                             std::to_string(out.size()) + " more bytes were expected");
-    }
-    offset += static_cast<uint64_t>(done);
-    out = out.subspan(static_cast<size_t>(done));
-  }
-  return OkStatus();
-}
 
 class HostTier final : public Tier {
  public:
@@ -178,11 +157,7 @@ Status HostTier::Fill(const LoadJob& job, const ChunkWork& work, WritableRegion&
     }
   }
   if (ChecksumOf(landed) != tensor.chunks[work.chunk]) {
-    return DataLossError(describe() + " (" + std::to_string(work.bytes) + " bytes at offset " +
-                         std::to_string(file_offset) +
-                         "): the checksum differs from the one computed when the model was first "
-                         "seen, though the file's size and time are the same: the file was "
-                         "damaged on disk, or written behind the file system's back");
+    return DamagedChunkError(describe(), work, file_offset);
   }
   return OkStatus();
 }

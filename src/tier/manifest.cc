@@ -57,6 +57,14 @@ std::optional<uint64_t> ExpectedBytes(DType dtype, const std::vector<int64_t>& s
   return bits / 8;
 }
 
+// The verifier of FlatBuffers 2.0 checks where a vector's length lies but not
+// where its elements do, which are 8 bytes wide here.
+template <typename Vector>
+bool IsAligned(const Vector* vector) {
+  return vector->size() == 0 ||
+         reinterpret_cast<uintptr_t>(vector->Data()) % alignof(uint64_t) == 0;
+}
+
 Status Damaged(const std::string& what) { return DataLossError("damaged manifest: " + what); }
 
 Status CheckTensor(const ManifestTensor& tensor, const ModelManifest& manifest) {
@@ -258,6 +266,7 @@ Result<ModelManifest> DeserializeManifest(std::span<const std::byte> bytes) {
   ModelManifest manifest;
   if (root->files()->size() > kMaxFilesPerModel) return Damaged("too many files");
   if (root->tensors()->size() > kMaxTensorsPerModel) return Damaged("too many tensors");
+  if (!IsAligned(root->files())) return Damaged("its list of files is misaligned");
   for (const fbs::FileIdentity* file : *root->files()) {
     manifest.file_identities.push_back(
         {file->device(), file->inode(), file->size(), file->mtime_ns(), file->ctime_ns()});
@@ -270,6 +279,7 @@ Result<ModelManifest> DeserializeManifest(std::span<const std::byte> bytes) {
     tensor.dtype = static_cast<DType>(source->dtype());
     if (source->shape() != nullptr) {
       if (source->shape()->size() > kMaxTensorRank) return Damaged("a rank above the limit");
+      if (!IsAligned(source->shape())) return Damaged("a shape is misaligned");
       tensor.shape.assign(source->shape()->begin(), source->shape()->end());
     }
     tensor.file = source->file();
@@ -280,6 +290,7 @@ Result<ModelManifest> DeserializeManifest(std::span<const std::byte> bytes) {
     if (!content.ok()) return Damaged("a tensor's SHA-256 that is not 32 bytes");
     tensor.content = *content;
     if (source->chunks() != nullptr) {
+      if (!IsAligned(source->chunks())) return Damaged("a list of checksums is misaligned");
       tensor.chunks.reserve(source->chunks()->size());
       for (const fbs::Checksum* chunk : *source->chunks()) {
         tensor.chunks.push_back({chunk->low(), chunk->high()});
