@@ -4,9 +4,11 @@
 // tidy: allow cuda, because the fake driver implements what it declares.
 #include <cuda.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "base/universal_hash.h"
 #include "fake_cuda/fake_cuda.h"
 
 namespace {
@@ -45,11 +47,27 @@ int TestSum(void** parameters, const fake_cuda_launch* launch) {
   return CUDA_SUCCESS;
 }
 
+// trims_universal_hash of src/cuda/kernels: the product's own kernel.
+int UniversalHash(void** parameters, const fake_cuda_launch* launch) {
+  const auto* bytes = Argument<const std::byte*>(parameters, 0);
+  const auto count = Argument<uint64_t>(parameters, 1);
+  auto* partials = Argument<trims::FieldElement*>(parameters, 2);
+  if (fake_cuda_may_access(bytes, count, 0, launch->device) == 0 ||
+      fake_cuda_may_access(partials, launch->grid[0] * sizeof *partials, 1, launch->device) == 0) {
+    return CUDA_ERROR_ILLEGAL_ADDRESS;
+  }
+  trims::UniversalHashKernelReference(launch->grid[0], launch->block[0], parameters);
+  return CUDA_SUCCESS;
+}
+
 [[maybe_unused]] const bool registered = [] {
   constexpr size_t kTestAdd[] = {sizeof(void*), sizeof(uint64_t), sizeof(uint32_t)};
   fake_cuda_register_kernel("trims_test_add", &TestAdd, kTestAdd, 3);
   constexpr size_t kTestSum[] = {sizeof(void*), sizeof(uint64_t), sizeof(void*)};
   fake_cuda_register_kernel("trims_test_sum", &TestSum, kTestSum, 3);
+  constexpr size_t kHash[] = {sizeof(void*), sizeof(uint64_t), sizeof(void*),
+                              sizeof(trims::UniversalHashKernelKey)};
+  fake_cuda_register_kernel(trims::kUniversalHashKernelName, &UniversalHash, kHash, 4);
   return true;
 }();
 
