@@ -171,9 +171,7 @@ Result<std::shared_ptr<trims::predict::WeightProvider>> LeaseModel() {
   std::string message =
       "leasing model '" + ModelName() + "'" + ModelNameOrigin() + ": " + status.message();
   if (status.code() == StatusCode::kUnavailable) {
-    message +=
-        ". Start the daemon with `trims serve`, or set UPR_ENABLED=false to load the weights "
-        "into this process";
+    message += ". Without a daemon, UPR_ENABLED=false loads the weights into this process";
   }
   return Status(status.code(), message);
 }
