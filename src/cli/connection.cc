@@ -24,8 +24,10 @@
 namespace trims::cli {
 namespace {
 
-// No answer of the daemon takes this long unless it hangs: long work is streamed.
+// No answer takes this long unless the daemon hangs: long work is streamed. Pins
+// are different: one of a model that was never seen computes its digest first.
 constexpr std::chrono::seconds kAnswerDeadline(60);
+constexpr std::chrono::hours kPinDeadline(6);
 
 constexpr size_t kHexDigits = 64;
 constexpr size_t kShortestDigest = 6;
@@ -54,13 +56,14 @@ struct Connection::State {
   template <typename Request, typename Response>
   Status Unary(grpc::Status (v1::Control::Stub::*method)(grpc::ClientContext*, const Request&,
                                                          Response*),
-               const Request& request, Response* response) {
+               const Request& request, Response* response,
+               std::chrono::seconds deadline = kAnswerDeadline) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kAnswerDeadline);
+    context.set_deadline(std::chrono::system_clock::now() + deadline);
     const Status status = FromGrpcStatus((stub.get()->*method)(&context, request, response));
     if (status.code() == StatusCode::kDeadlineExceeded && status.message() == "Deadline Exceeded") {
       return DeadlineExceededError("the daemon did not answer within " +
-                                   std::to_string(kAnswerDeadline.count()) + " seconds");
+                                   std::to_string(deadline.count()) + " seconds");
     }
     return status;
   }
@@ -122,8 +125,6 @@ std::string Connection::HintFor(const std::string& runtime_dir) {
   }
 TRIMS_UNARY_(Info)
 TRIMS_UNARY_(List)
-TRIMS_UNARY_(Pin)
-TRIMS_UNARY_(Unpin)
 TRIMS_UNARY_(Evict)
 TRIMS_UNARY_(Add)
 TRIMS_UNARY_(Remove)
@@ -131,6 +132,14 @@ TRIMS_UNARY_(ListLeases)
 TRIMS_UNARY_(GetConfig)
 TRIMS_UNARY_(GetStatus)
 #undef TRIMS_UNARY_
+
+Status Connection::Pin(const v1::PinRequest& request, v1::PinResponse* response) {
+  return state_->Unary(&v1::Control::Stub::Pin, request, response, kPinDeadline);
+}
+
+Status Connection::Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* response) {
+  return state_->Unary(&v1::Control::Stub::Unpin, request, response, kPinDeadline);
+}
 
 Status Connection::Load(const v1::LoadRequest& request,
                         const std::function<void(const v1::LoadProgress&)>& on_progress) {

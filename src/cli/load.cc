@@ -35,13 +35,6 @@ const std::map<std::string, v1::SharingGranularity>& Granularities() {
 
 ExitCode LoadOne(const Context& context, Connection& daemon, const LoadOptions& options,
                  const std::string& model, const v1::LoadRequest& request) {
-  if (options.pin) {  // First, so that nothing can evict it in between.
-    v1::PinRequest pin;
-    pin.set_model(model);
-    pin.set_tier(options.tier);
-    v1::PinResponse response;
-    if (Status status = daemon.Pin(pin, &response); !status.ok()) return Fail(status);
-  }
   const auto started = std::chrono::steady_clock::now();
   ProgressBar bar(!options.quiet && !context.json);
   v1::LoadProgress last;
@@ -61,6 +54,13 @@ ExitCode LoadOne(const Context& context, Connection& daemon, const LoadOptions& 
   });
   bar.Clear();
   if (!status.ok()) return Fail(status);
+  if (options.pin) {  // After the load: pinning an unknown model would hash it without progress.
+    v1::PinRequest pin;
+    pin.set_model(model);
+    pin.set_tier(options.tier);
+    v1::PinResponse response;
+    if (Status pinned = daemon.Pin(pin, &response); !pinned.ok()) return Fail(pinned);
+  }
   if (context.json || options.quiet) return ExitCode::kOk;
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

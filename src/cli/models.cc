@@ -23,13 +23,16 @@ ExitCode ForEachModel(Connection& daemon, const std::vector<std::string>& typed,
 
 ExitCode FailWithHolders(Connection& daemon, const Status& status, const std::string& model,
                          const std::string& tier) {
+  if (status.code() == StatusCode::kNotFound) {
+    return Fail(status, "\"trims ps\" shows what is resident, \"trims ls\" all names");
+  }
   if (status.code() != StatusCode::kFailedPrecondition) return Fail(status);
   v1::ListLeasesRequest request;
   request.set_model(model);
   request.set_tier(tier);
   v1::ListLeasesResponse response;
   if (!daemon.ListLeases(request, &response).ok() || response.leases().empty()) {
-    return Fail(status, "--force does it all the same");
+    return Fail(status, "\"trims unpin\" takes a pin away; --force does it all the same");
   }
   const ExitCode code =
       Fail(status,
