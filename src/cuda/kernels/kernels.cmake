@@ -60,19 +60,11 @@ if(TARGET universal_hash_source_test)
            COMMAND Python3::Interpreter ${TRIMS_KERNELS_DIR}/make-ptx --check)
 endif()
 
-# Through the driver API: once the fake driver is known, which a later folder adds.
-function(trims_universal_hash_driver_test folder)
-  if(NOT TARGET trims_fake_cuda OR NOT TARGET trims_cuda)
-    return()
-  endif()
-  trims_test(universal_hash_driver_test SRCS ${folder}/universal_hash_driver_test.cc
-             DEPS trims_cuda trims_cuda_kernels trims_universal_hash ${CMAKE_DL_LIBS})
-  target_include_directories(universal_hash_driver_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+# Through the driver API: the fake driver of tests/, or with TRIMS_TEST_REAL_GPU=1 the machine's.
+trims_test(universal_hash_driver_test SRCS ${TRIMS_KERNELS_DIR}/universal_hash_driver_test.cc
+           DEPS trims_cuda trims_cuda_kernels trims_universal_hash)
+if(TARGET universal_hash_driver_test)
+  target_compile_definitions(universal_hash_driver_test PRIVATE
+    FAKE_CUDA_LIBRARY="$<TARGET_FILE:trims_fake_cuda>")
   add_dependencies(universal_hash_driver_test trims_fake_cuda)
-  set_tests_properties(universal_hash_driver_test PROPERTIES
-    ENVIRONMENT "TRIMS_CUDA_LIBRARY=$<TARGET_FILE:trims_fake_cuda>")
-endfunction()
-if(TRIMS_BUILD_TESTS)
-  cmake_language(EVAL CODE
-    "cmake_language(DEFER DIRECTORY [[${CMAKE_SOURCE_DIR}]] CALL trims_universal_hash_driver_test [[${TRIMS_KERNELS_DIR}]])")
 endif()
