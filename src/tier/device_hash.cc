@@ -56,6 +56,12 @@ DeviceHash::DeviceHash(std::shared_ptr<const UniversalHashKey> key, cuda::Module
       partials_(std::move(partials)),
       copies_(std::move(copies)) {}
 
+DeviceHash::~DeviceHash() {
+  // A call of the driver may fail for a reason that passes; the destructors try again.
+  static_cast<void>(partials_.Free());
+  static_cast<void>(copies_.Free());
+}
+
 Result<std::vector<HashValue>> DeviceHash::Hash(
     std::span<const Range> ranges, const std::function<Status(uint64_t bytes)>& on_done) const {
   std::vector<ChunkedHash> sums(ranges.size(), ChunkedHash(*key_));

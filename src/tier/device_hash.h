@@ -27,6 +27,9 @@ class DeviceHash final {
   // Loads the kernel. UNIMPLEMENTED when this build has no code for the device.
   static Result<std::unique_ptr<DeviceHash>> Make(const cuda::Context& context,
                                                   std::shared_ptr<const UniversalHashKey> key);
+  ~DeviceHash();
+  DeviceHash(const DeviceHash&) = delete;
+  DeviceHash& operator=(const DeviceHash&) = delete;
 
   struct Range {
     cuda::DevicePointer begin = 0;

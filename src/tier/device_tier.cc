@@ -187,6 +187,7 @@ class DeviceTier final : public Tier {
                                const std::string& integrity) override;
   Status Verify(const ResidentExtent& extent, const ExtentSpec& spec, const ModelManifest& manifest,
                 LoadControl& control) override;
+  const PinnedPool& pool() const { return pool_; }
   Status health() const override {
     const std::lock_guard lock(mutex_);
     return health_;
@@ -741,6 +742,12 @@ Status DeviceTier::NameDamage(const Allocation& allocation, const ExtentSpec& sp
 }  // namespace
 
 std::string DeviceTierName(const cuda::Device& device) { return "gpu:" + device.uuid(); }
+
+Status WaitUntilPrepared(const Tier& device_tier) {
+  const PinnedPool& pool = static_cast<const DeviceTier&>(device_tier).pool();
+  pool.WaitUntilPrepared();
+  return pool.status();
+}
 
 Result<std::unique_ptr<Tier>> MakeDeviceTier(const DeviceTierOptions& options) {
   const cuda::Device& device = options.device;

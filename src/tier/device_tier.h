@@ -49,4 +49,8 @@ std::string DeviceTierName(const cuda::Device& device);
 // this build has no code for it.
 Result<std::unique_ptr<Tier>> MakeDeviceTier(const DeviceTierOptions& options);
 
+// For tests and benchmarks: blocks until a tier made by MakeDeviceTier has prepared its
+// pool. Returns why that is smaller than asked for, or OK.
+Status WaitUntilPrepared(const Tier& device_tier);
+
 }  // namespace trims
