@@ -44,7 +44,7 @@ std::string FormatVersion(int version) {
 
 // What a user can do about a cuInit that failed.
 std::string Advice(int result) {
-  switch (static_cast<CUresult>(result)) {
+  switch (result) {
     case CUDA_ERROR_OPERATING_SYSTEM:
       return "often /proc is not mounted in this container or namespace, or /dev/nvidiactl and "
              "/dev/nvidia-uvm may not be opened";

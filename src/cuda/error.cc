@@ -10,7 +10,7 @@ namespace trims::cuda {
 namespace {
 
 StatusCode CodeOf(int result) {
-  switch (static_cast<CUresult>(result)) {
+  switch (result) {  // An int: newer drivers return more than the enum of this cuda.h can hold.
     case CUDA_SUCCESS:
       return StatusCode::kOk;
 
@@ -111,7 +111,7 @@ StatusCode CodeOf(int result) {
 }  // namespace
 
 bool IsSticky(int result) {
-  switch (static_cast<CUresult>(result)) {
+  switch (result) {
     case CUDA_ERROR_ECC_UNCORRECTABLE:
     case CUDA_ERROR_NVLINK_UNCORRECTABLE:
     case CUDA_ERROR_ILLEGAL_ADDRESS:
@@ -133,7 +133,9 @@ Status CudaStatus(int result, std::string_view what) {
   if (result == CUDA_SUCCESS) return OkStatus();
   const char* name = nullptr;
   const char* text = nullptr;
-  if (const DriverTable* table = PartialTable(); table != nullptr) {
+  constexpr int kEnumEnd = 1024;  // CUDA_ERROR_UNKNOWN is 999.
+  const DriverTable* table = PartialTable();
+  if (table != nullptr && result > 0 && result < kEnumEnd) {
     const auto code = static_cast<CUresult>(result);
     if (table->cuGetErrorName != nullptr) static_cast<void>(table->cuGetErrorName(code, &name));
     if (table->cuGetErrorString != nullptr) static_cast<void>(table->cuGetErrorString(code, &text));

@@ -37,18 +37,18 @@ std::shared_ptr<WorkQueue> WorkQueue::Start() {
 void WorkQueue::Add(std::function<void()> work) {
   const std::lock_guard lock(mutex_);
   work_.push_back(std::move(work));
+  ++added_;
   changed_.notify_all();
 }
 
 void WorkQueue::Drain() {
-  const auto mark = std::make_shared<Mark>();
-  Add([mark] { mark->Pass(); });
-  mark->Wait();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this, last = added_] { return done_ >= last; });
 }
 
 bool WorkQueue::idle() {
   const std::lock_guard lock(mutex_);
-  return work_.empty();
+  return done_ == added_;
 }
 
 void WorkQueue::Close() {
@@ -62,11 +62,14 @@ void WorkQueue::Run() {
   while (true) {
     changed_.wait(lock, [this] { return closed_ || !work_.empty(); });
     if (work_.empty()) return;
-    const std::function<void()> work = work_.front();
+    std::function<void()> work = std::move(work_.front());
+    work_.pop_front();
     lock.unlock();
     work();
+    work = nullptr;  // What it holds may take locks to go.
     lock.lock();
-    work_.pop_front();
+    ++done_;
+    changed_.notify_all();
   }
 }
 

@@ -51,7 +51,9 @@ class WorkQueue final {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> work_;  // The first one is being done.
+  std::deque<std::function<void()>> work_;
+  uint64_t added_ = 0;
+  uint64_t done_ = 0;
   bool closed_ = false;
 };
 
