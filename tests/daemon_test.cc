@@ -165,6 +165,46 @@ TEST(DaemonTest, AFileThatChangedIsAnotherModelAndTheOldLeaseKeepsItsBytes) {
   trims_client_disconnect(client);
 }
 
+TEST(DaemonTest, TwoNamesOfOneContentShareItAndEitherFileCanLoadIt) {
+  TestDaemon daemon({"--eviction-policy", "eager"});
+  const auto model = PatternModel(20, 3, 10'000);
+  for (const char* name : {"one", "two"}) daemon.WriteModel(name, model);
+  trims_client* client = daemon.Connect();
+  for (const char* name : {"one", "two", "one", "two"}) {
+    trims_lease* lease = nullptr;
+    trims_error* error = nullptr;
+    ASSERT_EQ(trims_lease_open(client, name, nullptr, &lease, &error), TRIMS_OK)
+        << name << ": " << trims_error_message(error);
+    EXPECT_TRUE(trims_lease_was_loaded(lease));  // Nothing stayed: each loads from its own file.
+    EXPECT_TRUE(HoldsModel(lease, model));
+    trims_lease_close(lease);
+  }
+  trims_lease* both[2] = {};
+  ASSERT_EQ(trims_lease_open(client, "one", nullptr, &both[0], nullptr), TRIMS_OK);
+  ASSERT_EQ(trims_lease_open(client, "two", nullptr, &both[1], nullptr), TRIMS_OK);
+  EXPECT_EQ(trims_lease_generation(both[0]), trims_lease_generation(both[1]));
+  trims_lease_close(both[0]);
+  trims_lease_close(both[1]);
+  trims_client_disconnect(client);
+}
+
+TEST(DaemonTest, AFileLargerThanAnyBudgetIsRefusedUnread) {
+  TestDaemon daemon({"--host-capacity-bytes", "4MiB"});
+  const std::string path = daemon.root() + "/sparse.safetensors";
+  std::ofstream(path, std::ios::binary) << format::WriteSafetensors(PatternModel(21, 1, 1000));
+  ASSERT_EQ(::truncate(path.c_str(), int64_t{1} << 42), 0);
+  trims_client* client = daemon.Connect();
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  trims_lease* lease = nullptr;
+  trims_error* error = nullptr;
+  EXPECT_EQ(trims_lease_open_file(client, fd, "sparse", nullptr, &lease, &error), TRIMS_RESOURCE_EXHAUSTED);
+  EXPECT_EQ(trims_error_need_bytes(error), uint64_t{1} << 42);
+  EXPECT_NE(std::string(trims_error_message(error)).find("4.0 MiB"), std::string::npos) << trims_error_message(error);
+  trims_error_free(error);
+  ::close(fd);
+  trims_client_disconnect(client);
+}
+
 TEST(DaemonTest, ModelsWithOneHeaderAndOtherWeightsAreTwoModels) {
   TestDaemon daemon;
   daemon.WriteModel("a", PatternModel(7, 3, 1000));

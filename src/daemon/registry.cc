@@ -99,7 +99,7 @@ struct Registry::Pending {
   bool retried = false;                     // After a file changed under the load.
   std::string resolving;                    // Key of the resolve it waits for; "" when none.
   std::shared_ptr<ModelContents> contents;  // Once known.
-  std::shared_ptr<const Source> source;     // Of a passed descriptor.
+  Readable readable;                         // Of a passed descriptor.
   std::optional<ReplicaKey> replica;        // Once asked of the store.
   bool resident_only = false;               // Asked as OpenResidentAsked.
   Time asked_at = Now();
@@ -143,6 +143,7 @@ Registry::Registry(Reactor* reactor, Options options)
   const int threads = DefaultThreads(config_.loader_threads, 4);
   named_pool_ = std::make_unique<LoaderPool>("trims-load", threads);
   passed_pool_ = std::make_unique<LoaderPool>("trims-load-fd", threads);
+  foreign_pool_ = std::make_unique<LoaderPool>("trims-load-fuse", threads);
 }
 
 Registry::~Registry() {
@@ -151,6 +152,7 @@ Registry::~Registry() {
   for (auto& [id, adoption] : adoptions_) adoption->control->cancelled = true;
   named_pool_.reset();
   passed_pool_.reset();
+  foreign_pool_.reset();
 }
 
 store::Config Registry::StoreConfig(const DaemonConfig& config) const {
@@ -238,7 +240,7 @@ void Registry::OpenNamed(store::OpenId id) {
   Result<CatalogueEntry> entry = catalogue_->Find(name);
   if (!entry.ok()) return Fail(id, OpenResult{entry.status()});
   if (const auto it = records_.find(name); it != records_.end()) {
-    if (it->second.path == entry->path && it->second.source->StillCurrent()) {
+    if (it->second.path == entry->path && it->second.readable.source->StillCurrent()) {
       return Proceed(id, it->second.contents);
     }
     records_.erase(it);
@@ -257,15 +259,20 @@ void Registry::OpenPassed(store::OpenId id) {
   Result<Source> source = Source::FromDescriptor(std::move(pending.request.file), label);
   if (!source.ok()) return Fail(id, OpenResult{source.status()});
   auto shared = std::make_shared<const Source>(*std::move(source));
-  pending.source = shared;
+  pending.readable.source = shared;
   const std::vector<FileIdentity> identities = shared->Identities();
-  if (const auto it = digests_by_files_.find(identities); it != digests_by_files_.end()) {
-    if (const auto known = contents_.find(it->second); known != contents_.end()) {
+  const auto open_source = [shared]() -> Result<std::shared_ptr<const Source>> { return shared; };
+  if (shared->has_forgeable_identity()) {
+    // Nothing is looked up or shared under an identity that the user may have made up.
+    return StartResolve("open " + std::to_string(id), id, *foreign_pool_, open_source);
+  }
+  if (const auto it = manifests_by_files_.find(identities); it != manifests_by_files_.end()) {
+    if (const auto known = contents_.find(it->second->digest); known != contents_.end()) {
+      pending.readable.manifest = it->second;
       return Proceed(id, known->second);
     }
   }
-  StartResolve(FileKey(identities), id, *passed_pool_,
-               [shared]() -> Result<std::shared_ptr<const Source>> { return shared; });
+  StartResolve(FileKey(identities), id, *passed_pool_, open_source);
 }
 
 void Registry::OpenByDigest(store::OpenId id) {
@@ -300,15 +307,25 @@ void Registry::StartResolve(const std::string& key, store::OpenId id, LoaderPool
   control->on_progress = [throttle](uint64_t done, uint64_t total) { (*throttle)(done, total); };
   if (pending_.at(id)->progress) pending_.at(id)->progress(OpenPhase::kResolving, 0, 0);
   const int threads = DefaultThreads(config_.io_threads, 8);
-  pool.Run([this, key, control, threads, open_source = std::move(open_source)] {
-    Result<std::shared_ptr<const Source>> source = open_source();
-    Result<IngestResult> result = source.ok() ? Ingest(**source, sidecars_.get(), *control, threads)
-                                              : Result<IngestResult>(source.status());
-    // A file that changed while it was read is looked at once more.
-    if (!result.ok() && result.status().code() == StatusCode::kAborted && !control->cancelled) {
+  const uint64_t bytes_max = *std::max_element(budgets_.begin(), budgets_.end());
+  pool.Run([this, key, control, threads, bytes_max, open_source = std::move(open_source)] {
+    Result<std::shared_ptr<const Source>> source = UnavailableError("not opened");
+    Result<IngestResult> result = UnavailableError("not read");
+    const auto look = [&] {
       source = open_source();
-      if (source.ok()) result = Ingest(**source, sidecars_.get(), *control, threads);
-    }
+      if (!source.ok()) {
+        result = source.status();
+      } else if ((*source)->total_bytes() > bytes_max) {
+        // Not worth hashing, which for a large sparse file would take hours.
+        result = ResourceExhaustedError((*source)->description() + " has " + FormatSize((*source)->total_bytes()) +
+                                        ", more than the largest budget of this daemon, " + FormatSize(bytes_max));
+      } else {
+        result = Ingest(**source, sidecars_.get(), *control, threads);
+      }
+    };
+    look();
+    // A file that changed while it was read is looked at once more.
+    if (result.status().code() == StatusCode::kAborted && !control->cancelled) look();
     std::shared_ptr<const Source> found = source.ok() ? *source : nullptr;
     reactor_->Post([this, key, control, found, result = std::move(result)]() mutable {
       const auto it = resolves_.find(key);
@@ -323,8 +340,16 @@ void Registry::FinishResolve(const std::string& key, std::shared_ptr<const Sourc
   const std::set<store::OpenId> opens = std::move(resolves_.at(key)->opens);
   resolves_.erase(key);
   if (!result.ok()) {
-    for (const store::OpenId id : opens) Fail(id, OpenResult{result.status()});
+    OpenResult failed{result.status()};
+    if (source != nullptr && result.status().code() == StatusCode::kResourceExhausted) {
+      failed.need_bytes = source->total_bytes();
+    }
+    for (const store::OpenId id : opens) Fail(id, failed);
     return;
+  }
+  if (!result->sidecar_status.ok()) {
+    LogWarn("manifest not recorded, the file is hashed again next time, ignoring",
+            {{"reason", result->sidecar_status.message()}});
   }
   const Digest digest = result->manifest->digest;
   std::shared_ptr<ModelContents>& contents = contents_[digest];
@@ -336,9 +361,12 @@ void Registry::FinishResolve(const std::string& key, std::shared_ptr<const Sourc
   for (const store::OpenId id : opens) {
     Pending& pending = *pending_.at(id);
     pending.resolving.clear();
-    if (pending.source != nullptr) {
+    if (pending.readable.source != nullptr) {
       if (found->name.empty()) found->name = pending.request.label;
-      digests_by_files_[pending.source->Identities()] = digest;
+      pending.readable.manifest = result->manifest;
+      if (!pending.readable.source->has_forgeable_identity()) {
+        manifests_by_files_[pending.readable.source->Identities()] = result->manifest;
+      }
     } else {
       const std::string& name = pending.request.model;
       Result<CatalogueEntry> entry = catalogue_->Find(name);
@@ -346,11 +374,11 @@ void Registry::FinishResolve(const std::string& key, std::shared_ptr<const Sourc
         Fail(id, OpenResult{entry.status()});
         continue;
       }
-      records_[name] = Record{entry->path, source, found};
+      records_[name] = Record{entry->path, Readable{source, result->manifest}, found};
       found->name = name;
       found->path = entry->path;
       found->directory = source->directory();
-      found->source = source;
+      found->readable = Readable{source, result->manifest};
       found->is_public = true;
     }
     Proceed(id, found);
@@ -389,7 +417,7 @@ void Registry::Proceed(store::OpenId id, std::shared_ptr<ModelContents> contents
   waiting_[*pending.replica].insert(id);
   // The common case costs no plan: what is resident is leased by its key. The
   // store answers NOT_FOUND when this client may not have it on these grounds.
-  const bool simple = request.take_lease && !pending.source && !request.keep_alive;
+  const bool simple = request.take_lease && pending.readable.source == nullptr && !request.keep_alive;
   const Status status = AskStore(pending, simple && lent_.contains(*pending.replica));
   if (!status.ok()) Fail(id, OpenResult{status});
 }
@@ -428,7 +456,7 @@ Status Registry::AskStore(Pending& pending, bool resident_only) {
     asked.tier = key.tier;
     asked.granularity = key.granularity;
     asked.plan = std::move(plan);
-    asked.proved_access = pending.source != nullptr;
+    asked.proved_access = pending.readable.source != nullptr;
     asked.keep_alive = request.keep_alive;
     Apply(asked);
   } else {
@@ -542,13 +570,15 @@ void Registry::Do(store::StartLoad& action) {
   const std::shared_ptr<ModelContents> contents = found->second;
 
   // Any open that waits for it and brought a descriptor will do as a source.
-  std::shared_ptr<const Source> source = contents->source;
-  if (source == nullptr) {
-    for (const store::OpenId open : waiting_[action.replica]) {
-      if (pending_.at(open)->source != nullptr) source = pending_.at(open)->source;
+  Readable readable = contents->readable;
+  LoaderPool* pool = named_pool_.get();
+  if (const auto waiting = waiting_.find(action.replica); readable.source == nullptr && waiting != waiting_.end()) {
+    for (const store::OpenId open : waiting->second) {
+      if (pending_.at(open)->readable.manifest == nullptr) continue;
+      readable = pending_.at(open)->readable;
+      pool = readable.source->has_forgeable_identity() ? foreign_pool_.get() : passed_pool_.get();
     }
   }
-  const bool passed = source != nullptr && source != contents->source;
   Result<std::shared_ptr<const Layout>> layout = contents->LayoutAt(action.replica.granularity, config_.slab_bytes);
   std::vector<uint32_t> wanted;
   if (layout.ok()) {
@@ -563,7 +593,7 @@ void Registry::Do(store::StartLoad& action) {
   const uint64_t bytes = load->bytes;
   const ReplicaKey replica = load->replica;
   loads_.emplace(id, std::move(load));
-  if (!layout.ok() || source == nullptr) {
+  if (!layout.ok() || readable.source == nullptr) {
     const Status status = !layout.ok() ? layout.status()
                                        : FailedPreconditionError("the file of " + NameOf(action.replica.model) +
                                                                  " is no longer open; open it again");
@@ -579,12 +609,11 @@ void Registry::Do(store::StartLoad& action) {
                       {"tier", tiers_[replica.tier]->name()}, {"bytes", bytes}});
   Tier* const tier = tiers_[replica.tier].get();
   std::shared_ptr<const ReadOnlyRegion> index = contents->indexes[static_cast<size_t>(replica.granularity)];
-  (passed ? *passed_pool_ : *named_pool_)
-      .Run([this, id, tier, contents, source, layout = *layout, wanted, control, index]() mutable {
+  pool->Run([this, id, tier, contents, readable, layout = *layout, wanted, control, index]() mutable {
         const Time start = Now();
         LoadJob job;
-        job.manifest = contents->manifest.get();
-        job.source = source.get();
+        job.manifest = readable.manifest.get();
+        job.source = readable.source.get();
         for (const uint32_t i : wanted) job.extents.push_back(&layout->extents[i]);
         Result<std::vector<ResidentExtent>> result = std::vector<ResidentExtent>();
         if (control->cancelled) {
@@ -694,7 +723,7 @@ void Registry::Do(store::ReplyLease& action) {
   result.loaded = action.loaded;
   result.replica = action.replica;
   result.lent = LentReplicaOf(action.replica);
-  if (pending->source != nullptr && pending->contents->proved_uids.insert(pending->request.uid).second) {
+  if (pending->readable.source != nullptr && pending->contents->proved_uids.insert(pending->request.uid).second) {
     LedgerPutReplica(action.replica);  // Who may have it outlives this worker.
   }
   if (profile_->enabled()) {
@@ -730,7 +759,7 @@ void Registry::Do(store::ReplyError& action) {
     });
     return;
   }
-  if (action.status.code() == StatusCode::kAborted && !pending.retried && pending.source == nullptr &&
+  if (action.status.code() == StatusCode::kAborted && !pending.retried && pending.readable.source == nullptr &&
       pending.contents != nullptr && ParseModelReference(pending.request.model).ok() &&
       !ParseModelReference(pending.request.model)->digest) {
     // The file changed between looking at it and loading it: look again, once.
@@ -834,7 +863,7 @@ void Registry::DropUnusedContents() {
   for (const auto& [id, load] : loads_) used.insert(load->replica.model);
   for (const auto& [id, adoption] : adoptions_) used.insert(adoption->replica.model);
   std::erase_if(contents_, [&](const auto& item) { return !used.contains(item.first); });
-  std::erase_if(digests_by_files_, [&](const auto& item) { return !used.contains(item.second); });
+  std::erase_if(manifests_by_files_, [&](const auto& item) { return !used.contains(item.second->digest); });
 }
 
 // --- For the control plane ---------------------------------------------------------

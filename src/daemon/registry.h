@@ -37,6 +37,13 @@
 
 namespace trims {
 
+// Files, and the manifest that was made from just these files. Two names may hold
+// the same contents in different files; a load needs a pair that fits.
+struct Readable {
+  std::shared_ptr<const Source> source;
+  std::shared_ptr<const ModelManifest> manifest;
+};
+
 // A model's contents, whether resident or not.
 struct ModelContents {
   std::shared_ptr<const ModelManifest> manifest;
@@ -45,9 +52,8 @@ struct ModelContents {
   std::string path;        // Of a named model: as the catalogue has it.
   bool is_public = false;  // Reached by a catalogue name at least once.
   std::set<uint32_t> proved_uids;  // Who showed a descriptor of its file.
-  // Where a load reads from. Kept for named models; for descriptors only while
-  // an open needs it.
-  std::shared_ptr<const Source> source;
+  // Where a load reads from: of a named model, the files looked at last.
+  Readable readable;
   // By granularity (index: its number), made on first use.
   std::array<std::shared_ptr<const Layout>, 4> layouts;
   std::array<std::shared_ptr<const ReadOnlyRegion>, 4> indexes;
@@ -177,7 +183,7 @@ class Registry final {
   // What a name stood for when it was last looked at.
   struct Record {
     std::string path;
-    std::shared_ptr<const Source> source;
+    Readable readable;
     std::shared_ptr<ModelContents> contents;
   };
   struct Resolve;
@@ -241,7 +247,8 @@ class Registry final {
   std::unordered_map<std::string, Record> records_;               // By model name.
   std::unordered_map<std::string, std::unique_ptr<Resolve>> resolves_;
   std::unordered_map<Digest, std::shared_ptr<ModelContents>> contents_;
-  std::map<std::vector<FileIdentity>, Digest> digests_by_files_;  // Of passed descriptors.
+  // Of passed descriptors; only files whose identity can be trusted.
+  std::map<std::vector<FileIdentity>, std::shared_ptr<const ModelManifest>> manifests_by_files_;
   std::unordered_map<store::LoadId, std::unique_ptr<Load>> loads_;
   std::map<ExtentKey, std::shared_ptr<const ResidentExtent>> extents_;
   std::map<store::ReplicaKey, std::shared_ptr<const LentReplica>> lent_;
@@ -259,10 +266,11 @@ class Registry final {
   Reactor::TimerId timer_ = 0;
 
   // Last, so that their threads end before anything they could use goes.
-  // Files that clients pass may hang for ever (a file system of theirs), so they
-  // have threads of their own.
+  // Files that clients pass have threads of their own, and those on file systems
+  // that a user serves, which may hang for ever, threads of theirs.
   std::unique_ptr<LoaderPool> named_pool_;
   std::unique_ptr<LoaderPool> passed_pool_;
+  std::unique_ptr<LoaderPool> foreign_pool_;  // For file systems that a user serves (FUSE).
 };
 
 }  // namespace trims
