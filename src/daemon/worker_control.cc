@@ -608,7 +608,9 @@ Status WorkerControl::Verify(const v1::VerifyRequest& request, const Emit<v1::Ve
                              const Cancelled& cancelled) {
   std::optional<Digest> digest;
   if (!request.model().empty()) {
-    ASSIGN_OR_RETURN(digest, DigestOf(request.model(), /*resolve=*/false, nullptr));
+    const Result<Digest> found = DigestOf(request.model(), /*resolve=*/false, nullptr);
+    if (found.status().code() == StatusCode::kFailedPrecondition) return NotFoundError(found.status().message());
+    ASSIGN_OR_RETURN(digest, found);
   }
   struct Target {
     ReplicaKey key;
@@ -626,7 +628,7 @@ Status WorkerControl::Verify(const v1::VerifyRequest& request, const Emit<v1::Ve
       targets.push_back({view.replica, view.bytes});
       total += view.bytes;
     }
-    if (targets.empty() && digest) return FailedPreconditionError("\"" + request.model() + "\" is not resident");
+    if (targets.empty() && digest) return NotFoundError("\"" + request.model() + "\" is not resident");
     return OkStatus();
   }));
   uint64_t before = 0;
