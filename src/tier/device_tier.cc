@@ -8,6 +8,7 @@
 //   host      queue a copy of a slice of a pinned host extent
 //   window    fill a pinned buffer with a piece of the extent, compare the checksum of
 //             every chunk in it with the manifest's, queue its copy
+//   direct    the same for one large chunk of a file that is not in the page cache
 //
 // A window is laid out as the extent is, so that a thousand small tensors are one copy.
 // A thread has a lane: a stream and two slots, each with a buffer and an event. While the
@@ -41,13 +42,17 @@
 #include "tier/chunk_work.h"
 #include "tier/crew.h"
 #include "tier/device_hash.h"
+#include "tier/direct_read.h"
 #include "tier/pinned_pool.h"
 
 namespace trims {
 namespace {
 
-constexpr size_t kSlots = 2;      // Of a lane.
-constexpr int kMostThreads = 16;  // 66 GB/s from the page cache, above any link.
+constexpr size_t kSlots = 2;        // Of a lane.
+constexpr int kMostThreads = 16;    // 66 GB/s from the page cache, above any link.
+constexpr size_t kDirectLanes = 4;  // One reads, others check, copy and read small tensors.
+constexpr uint64_t kDirectChunkBytes = kMiB;  // Smaller ones are read ahead by the system.
+constexpr uint64_t kDirectModelBytes = 64 * kMiB;
 constexpr uint64_t kSliceBytes = PinnedExtent::kSliceBytes;  // A copy: a millisecond of the link.
 constexpr std::string_view kProofPrefix = "uh1:";
 
@@ -117,13 +122,13 @@ struct Filling {
 };
 
 struct Task {
-  enum class Kind { kExport, kPeer, kHost, kWindow };
+  enum class Kind { kExport, kPeer, kHost, kWindow, kDirect };
   Kind kind = Kind::kExport;
   uint32_t extent = 0;
   uint64_t begin = 0;  // In the extent.
   uint64_t end = 0;
   size_t first_chunk = 0;  // Of a window.
-  size_t chunk_count = 0;
+  size_t chunk_count = 0;  // One for kDirect.
   uint64_t progress_bytes = 0;
 };
 
@@ -204,7 +209,9 @@ class DeviceTier final : public Tier {
   struct Plan {
     std::vector<ChunkWork> chunks;
     std::vector<Task> tasks;
-    size_t windows = 0;
+    size_t windows = 0;  // Of both kinds.
+    size_t direct_reads = 0;
+    std::unique_ptr<const DirectFiles> direct;  // Where it is worth it.
   };
 
   Result<std::vector<ResidentExtent>> LoadOnce(const LoadJob& job, bool use_peers,
@@ -218,6 +225,8 @@ class DeviceTier final : public Tier {
               LoadProgress& progress);
   static Status FillWindow(const LoadJob& job, const Plan& plan, const Task& task,
                            const Filling& filling, std::byte* buffer);
+  static Result<const std::byte*> ReadDirect(const LoadJob& job, const Plan& plan, const Task& task,
+                                             const Filling& filling, std::span<std::byte> buffer);
   Status Do(const LoadJob& job, const Plan& plan, const Task& task, Filling& filling, LaneUse& use);
   Status NameDamage(const Allocation& allocation, const ExtentSpec& spec,
                     const ModelManifest& manifest, const Progress& progress);
@@ -245,7 +254,7 @@ class DeviceTier final : public Tier {
 // and `is_drained` is false.
 class DeviceTier::LaneUse final {
  public:
-  LaneUse(DeviceTier& tier, Lane lane, const std::array<std::byte*, kSlots>& buffers,
+  LaneUse(DeviceTier& tier, Lane lane, const std::array<std::span<std::byte>, kSlots>& buffers,
           LoadProgress& progress, std::atomic<bool>& is_drained)
       : tier_(tier),
         lane_(std::move(lane)),
@@ -265,9 +274,9 @@ class DeviceTier::LaneUse final {
 
   const cuda::Stream& stream() const { return lane_.stream; }
 
-  // Waits until the copy that used the next slot is done; returns that slot's buffer, null
+  // Waits until the copy that used the next slot is done; returns that slot's buffer, empty
   // in a load that reads nothing.
-  Result<std::byte*> NextSlot() {
+  Result<std::span<std::byte>> NextSlot() {
     slot_ = (slot_ + 1) % kSlots;
     RETURN_IF_ERROR(Finish(slot_));
     return buffers_[slot_];
@@ -293,7 +302,7 @@ class DeviceTier::LaneUse final {
 
   DeviceTier& tier_;
   Lane lane_;
-  const std::array<std::byte*, kSlots> buffers_;
+  const std::array<std::span<std::byte>, kSlots> buffers_;
   LoadProgress& progress_;
   std::atomic<bool>& is_drained_;
   size_t slot_ = 0;
@@ -523,16 +532,40 @@ Result<DeviceTier::Plan> DeviceTier::MakePlan(const LoadJob& job,
                                           std::min(filling.weight_bytes, at)});
     }
   }
+  // What is read from files in large pieces, and whether it lies in the page cache.
+  std::vector<DirectFiles::Place> large;
+  uint64_t large_bytes = 0;
+  for (const ChunkWork& chunk : plan.chunks) {
+    if (!fillings[chunk.extent].NeedsFile() || chunk.bytes < kDirectChunkBytes) continue;
+    const ManifestTensor& tensor = job.manifest->tensors[chunk.tensor];
+    large.push_back({tensor.file, tensor.offset + chunk.chunk * kChunkBytes});
+    large_bytes += chunk.bytes;
+  }
+  if (large_bytes >= kDirectModelBytes) {
+    plan.direct = std::make_unique<const DirectFiles>(*job.source, large);
+  }
+
   std::vector<Task> windows;
   for (size_t i = 0; i < plan.chunks.size(); ++i) {
     const ChunkWork& chunk = plan.chunks[i];
-    if (fillings[chunk.extent].peer != nullptr || fillings[chunk.extent].pinned != nullptr) {
+    const Filling& filling = fillings[chunk.extent];
+    if (filling.peer != nullptr || filling.pinned != nullptr) continue;
+    const uint64_t end = chunk.extent_offset + chunk.bytes;
+    if (plan.direct != nullptr && filling.NeedsFile() && chunk.bytes >= kDirectChunkBytes &&
+        plan.direct->Has(job.manifest->tensors[chunk.tensor].file)) {
+      windows.push_back({.kind = Task::Kind::kDirect,
+                         .extent = chunk.extent,
+                         .begin = chunk.extent_offset,
+                         .end = end,
+                         .first_chunk = i,
+                         .chunk_count = 1,
+                         .progress_bytes = chunk.bytes});
+      ++plan.direct_reads;
       continue;
     }
-    const uint64_t end = chunk.extent_offset + chunk.bytes;
     Task* const last = windows.empty() ? nullptr : &windows.back();
-    if (last != nullptr && last->extent == chunk.extent && chunk.extent_offset >= last->end &&
-        end - last->begin <= kChunkBytes) {
+    if (last != nullptr && last->kind == Task::Kind::kWindow && last->extent == chunk.extent &&
+        chunk.extent_offset >= last->end && end - last->begin <= kChunkBytes) {
       last->end = end;
       ++last->chunk_count;
       last->progress_bytes += chunk.bytes;
@@ -573,6 +606,7 @@ Status DeviceTier::Fill(const LoadJob& job, const Plan& plan, std::vector<Fillin
   PinnedBuffers buffers;
   if (plan.windows > 0) {
     lanes = std::min(plan.windows, static_cast<size_t>(options_.io_threads));
+    if (plan.direct_reads > 0) lanes = std::min(lanes, kDirectLanes);
     ASSIGN_OR_RETURN(PinnedBuffers taken, pool_.Take(lanes * kSlots, kSlots));
     buffers = std::move(taken);
     lanes = std::min(lanes, buffers.size() / kSlots);
@@ -584,7 +618,7 @@ Status DeviceTier::Fill(const LoadJob& job, const Plan& plan, std::vector<Fillin
       RunCrew(CrewSize(static_cast<int>(lanes), plan.tasks.size()),
               [&](const std::atomic<bool>& stop) -> Status {
                 const size_t l = next_lane.fetch_add(1, std::memory_order_relaxed);
-                std::array<std::byte*, kSlots> own{};
+                std::array<std::span<std::byte>, kSlots> own{};
                 for (size_t i = 0; i < kSlots && plan.windows > 0; ++i)
                   own[i] = buffers[l * kSlots + i];
                 ASSIGN_OR_RETURN(Lane lane, TakeLane());
@@ -625,9 +659,15 @@ Status DeviceTier::Do(const LoadJob& job, const Plan& plan, const Task& task, Fi
       return use.Queued(task.progress_bytes);
     }
     case Task::Kind::kWindow: {
-      ASSIGN_OR_RETURN(std::byte* const buffer, use.NextSlot());
-      RETURN_IF_ERROR(FillWindow(job, plan, task, filling, buffer));
-      RETURN_IF_ERROR(use.stream().CopyToDevice(to, buffer, bytes));
+      ASSIGN_OR_RETURN(const std::span<std::byte> buffer, use.NextSlot());
+      RETURN_IF_ERROR(FillWindow(job, plan, task, filling, buffer.data()));
+      RETURN_IF_ERROR(use.stream().CopyToDevice(to, buffer.data(), bytes));
+      return use.Queued(task.progress_bytes);
+    }
+    case Task::Kind::kDirect: {
+      ASSIGN_OR_RETURN(const std::span<std::byte> buffer, use.NextSlot());
+      ASSIGN_OR_RETURN(const std::byte* const landed, ReadDirect(job, plan, task, filling, buffer));
+      RETURN_IF_ERROR(use.stream().CopyToDevice(to, landed, bytes));
       return use.Queued(task.progress_bytes);
     }
   }
@@ -669,6 +709,28 @@ Status DeviceTier::FillWindow(const LoadJob& job, const Plan& plan, const Task& 
     }
   }
   return OkStatus();
+}
+
+// Returns where in `buffer` the chunk is.
+Result<const std::byte*> DeviceTier::ReadDirect(const LoadJob& job, const Plan& plan,
+                                                const Task& task, const Filling& filling,
+                                                std::span<std::byte> buffer) {
+  const ChunkWork& chunk = plan.chunks[task.first_chunk];
+  const ManifestTensor& tensor = job.manifest->tensors[chunk.tensor];
+  const uint64_t file_offset = tensor.offset + uint64_t{chunk.chunk} * kChunkBytes;
+  const std::string description =
+      job.source->DescribeFile(tensor.file) + ", " + DescribeChunk(tensor, chunk.chunk);
+  const Result<std::span<std::byte>> landed =
+      plan.direct->Read(tensor.file, file_offset, chunk.bytes, buffer, description);
+  if (landed.status().code() == StatusCode::kUnimplemented) {
+    RETURN_IF_ERROR(FillWindow(job, plan, task, filling, buffer.data()));
+    return buffer.data();
+  }
+  RETURN_IF_ERROR(landed.status());
+  if (ChecksumOf(*landed) != tensor.chunks[chunk.chunk]) {
+    return DamagedChunkError(description, chunk, file_offset);
+  }
+  return landed->data();
 }
 
 // --- Adopting and verifying -----------------------------------------------------------
@@ -720,11 +782,12 @@ Status DeviceTier::NameDamage(const Allocation& allocation, const ExtentSpec& sp
       "it has written there";
   ASSIGN_OR_RETURN(const std::vector<ChunkWork> chunks, ListChunks(manifest, {&spec}));
   ASSIGN_OR_RETURN(PinnedBuffers buffers, pool_.Take(1, 1));
+  const std::span<std::byte> buffer = buffers[0];
   ASSIGN_OR_RETURN(const Lane lane, TakeLane());
   for (const ChunkWork& chunk : chunks) {
     RETURN_IF_ERROR(progress.CheckWanted());
     const Status copied = lane.stream.CopyToHost(
-        buffers[0], allocation.mapping.pointer() + chunk.extent_offset, chunk.bytes);
+        buffer.data(), allocation.mapping.pointer() + chunk.extent_offset, chunk.bytes);
     if (const Status drained = Drain(lane.stream); !drained.ok()) {
       buffers.Abandon();
       MarkFailed(drained);
@@ -732,7 +795,7 @@ Status DeviceTier::NameDamage(const Allocation& allocation, const ExtentSpec& sp
     }
     RETURN_IF_ERROR(copied);
     const ManifestTensor& tensor = manifest.tensors[chunk.tensor];
-    if (ChecksumOf({buffers[0], chunk.bytes}) != tensor.chunks[chunk.chunk]) {
+    if (ChecksumOf(buffer.first(chunk.bytes)) != tensor.chunks[chunk.chunk]) {
       return DataLossError(where + DescribeChunk(tensor, chunk.chunk) + what);
     }
   }

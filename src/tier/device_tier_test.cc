@@ -14,6 +14,7 @@
 
 #include "cuda/test_process.h"
 #include "tier/cuda_fixture.h"
+#include "tier/direct_read.h"
 #include "tier/tier_conformance.h"
 
 namespace trims {
@@ -59,6 +60,14 @@ std::string NameOf(const ::testing::TestParamInfo<TierFactory>& tested) {
 }
 INSTANTIATE_TEST_SUITE_P(Device, TierConformance, kTiers, NameOf);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(MappableTierConformance);
+
+// False where the file system does not do it.
+bool DropFromPageCache(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(::fsync(fd.get()), 0);
+  EXPECT_EQ(::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED), 0);
+  return !IsInPageCache(fd.get(), 5 * kChunkBytes);
+}
 
 // A model in a file, its extents in host memory, and a tier for each of two devices.
 class DeviceTierTest : public ::testing::Test {
@@ -235,6 +244,38 @@ TEST_F(DeviceTierTest, TakesEachExtentFromWhereItIs) {
     job.host.back() = nullptr;
   }
   ExpectSame(Load(*tier_, job), device());
+}
+
+TEST_F(DeviceTierTest, LoadsWhatIsNotInThePageCache) {
+  tensors_ = {NoiseTensor("a.small", 1000, 1), NoiseTensor("b.large", 9 * kChunkBytes + 777, 2),
+              NoiseTensor("c.odd", 3 * kMiB + 1, 3), NoiseTensor("d.small", 10, 4)};
+  path_ = directory_.Write("cold", format::WriteSafetensors(tensors_));
+  model_ = IngestTestModel(path_, tensors_);
+  layout_ = MakeLayout(*model_.manifest, store::Granularity::kModel).value();
+  if (!DropFromPageCache(path_)) GTEST_SKIP() << "this file system keeps its pages";
+  // The file ends within the last block of the disk, and tensors begin anywhere.
+  ExpectSame(Load(*tier_, Job()), device());
+  const UniqueFd fd(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+  EXPECT_FALSE(IsInPageCache(
+      fd.get(), model_.manifest->tensors[1].offset + 5 * kChunkBytes + kChunkBytes / 2))
+      << "it was read through the page cache";
+}
+
+TEST_F(DeviceTierTest, DamageInWhatIsNotInThePageCacheIsFound) {
+  tensors_ = {NoiseTensor("large", 9 * kChunkBytes, 2)};
+  path_ = directory_.Write("cold", format::WriteSafetensors(tensors_));
+  model_ = IngestTestModel(path_, tensors_);
+  layout_ = MakeLayout(*model_.manifest, store::Granularity::kModel).value();
+  WriteByte(model_.manifest->tensors[0].offset + 4 * kChunkBytes + 5);
+  model_.source = std::make_unique<Source>(Source::OpenPath(path_, "test").value());
+  ModelManifest manifest = *model_.manifest;
+  manifest.file_identities = model_.source->Identities();
+  model_.manifest = std::make_shared<const ModelManifest>(std::move(manifest));
+  if (!DropFromPageCache(path_)) GTEST_SKIP() << "this file system keeps its pages";
+  LoadControl control;
+  const Status status = tier_->Load(Job(), control).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status.ToString();
+  EXPECT_THAT(status.message(), HasSubstr("chunk 4 of 9"));
 }
 
 TEST_F(DeviceTierTest, SmallTensorsTravelTogether) {

@@ -9,7 +9,7 @@
 namespace trims {
 namespace {
 
-constexpr uint64_t kSliceBytes = 8 * kChunkBytes;  // 2 ms to 80 ms to prepare.
+constexpr uint64_t kSliceBytes = 8 * kPinnedBufferBytes;  // 2 ms to 80 ms to prepare.
 
 }  // namespace
 
@@ -37,7 +37,8 @@ void PinnedBuffers::Abandon() {
 
 PinnedPool::PinnedPool(std::shared_ptr<const cuda::Context> context, uint64_t bytes)
     : context_(std::move(context)) {
-  const uint64_t rounded = (bytes + kChunkBytes - 1) / kChunkBytes * kChunkBytes;
+  const uint64_t rounded =
+      (bytes + kPinnedBufferBytes - 1) / kPinnedBufferBytes * kPinnedBufferBytes;
   if (rounded == 0) {
     is_prepared_ = true;
     return;
@@ -73,7 +74,7 @@ void PinnedPool::Prepare(uint64_t bytes) {
         const std::lock_guard lock(mutex_);
         slices_.push_back(std::move(slice).value());
         const std::span<std::byte> memory = slices_.back().memory.bytes();
-        for (uint64_t i = 0; i + kChunkBytes <= memory.size(); i += kChunkBytes) {
+        for (uint64_t i = 0; i + kPinnedBufferBytes <= memory.size(); i += kPinnedBufferBytes) {
           free_.push_back(memory.data() + i);
         }
       }
@@ -121,9 +122,10 @@ Result<PinnedBuffers> PinnedPool::Take(size_t most, size_t least) {
     }
   }
   ASSIGN_OR_RETURN(cuda::PinnedBuffer own,
-                   cuda::PinnedBuffer::Allocate(*context_, least * kChunkBytes));
+                   cuda::PinnedBuffer::Allocate(*context_, least * kPinnedBufferBytes));
   taken.own_ = std::make_unique<cuda::PinnedBuffer>(std::move(own));
-  for (size_t i = 0; i < least; ++i) taken.buffers_.push_back(taken.own_->data() + i * kChunkBytes);
+  for (size_t i = 0; i < least; ++i)
+    taken.buffers_.push_back(taken.own_->data() + i * kPinnedBufferBytes);
   return taken;
 }
 

@@ -1,5 +1,5 @@
 // Pinned host memory to read files into on their way to a device: buffers of
-// kChunkBytes, which the device copies from at full rate.
+// kPinnedBufferBytes, which the device copies from at full rate.
 //
 // Pinning costs 25 to 600 ms for each GiB, so a thread of the pool does it in slices
 // when the daemon starts, on 2 MiB pages where the machine has free ones. A load takes
@@ -15,16 +15,21 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/limits.h"
 #include "base/status.h"
 #include "cuda/device.h"
 #include "cuda/memory.h"
 #include "ipc/region.h"
 
 namespace trims {
+
+// A chunk, and what reading whole blocks of a disk brings beyond it.
+inline constexpr uint64_t kPinnedBufferBytes = kChunkBytes + 2 * kHostPageBytes;
 
 class PinnedPool;
 
@@ -42,8 +47,8 @@ class PinnedBuffers final {
   ~PinnedBuffers();
 
   size_t size() const { return buffers_.size(); }
-  // kChunkBytes long.
-  std::byte* operator[](size_t i) const { return buffers_[i]; }
+  // Aligned to pages.
+  std::span<std::byte> operator[](size_t i) const { return {buffers_[i], kPinnedBufferBytes}; }
 
   // For buffers that a copy may still use, because the device does not answer: they
   // are nobody's from now on.
@@ -60,7 +65,7 @@ class PinnedBuffers final {
 
 class PinnedPool final {
  public:
-  // `bytes` are rounded to whole buffers. Begins to prepare them, and returns.
+  // `bytes` are rounded up to whole buffers. Begins to prepare them, and returns.
   PinnedPool(std::shared_ptr<const cuda::Context> context, uint64_t bytes);
   ~PinnedPool();
   PinnedPool(const PinnedPool&) = delete;
