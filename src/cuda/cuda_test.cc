@@ -1012,6 +1012,18 @@ TEST_F(CudaProcessTest, ClientReadsWhatAnotherProcessWrote) {
   }
 }
 
+TEST_F(CudaProcessTest, MemoryOfAHiddenDeviceIsNotImported) {
+  if (devices_.size() < 2) GTEST_SKIP() << "needs two devices";
+  PhysicalMemory memory = Must(PhysicalMemory::Create(devices_[1], 2 * kUnit));
+  const UniqueFd fd = Must(memory.Export());
+  const ChildProcess client("import", {{"CUDA_VISIBLE_DEVICES", devices_[0].uuid()}});
+  Say(client.socket(), {.bytes = memory.size()}, fd.get());
+  const Heard heard = Hear(client.socket());
+  EXPECT_FALSE(heard.closed);
+  EXPECT_NE(CodeOf(heard.message), StatusCode::kOk);
+  EXPECT_THAT(std::string(heard.message.text), HasSubstr("CUDA_VISIBLE_DEVICES"));
+}
+
 TEST_F(CudaProcessTest, ClientComputesOnWhenTheExporterIsKilled) {
   Exported exported = StartExporter(8 * kMiB);
   const ChildProcess client("import");

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <limits>
 #include <string>
 #include <utility>
@@ -82,6 +83,13 @@ Result<PhysicalMemory> PhysicalMemory::Import(const Device& device, int fd, uint
       CudaStatus(table.cuMemGetAllocationPropertiesFromHandle(&properties, handle), what));
   if (properties.location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
     return InvalidArgumentError(what + ": it is memory of no device");
+  }
+  if (properties.location.id < 0) {  // CU_DEVICE_INVALID.
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    return FailedPreconditionError(
+        what + ": it lies on a device that this process does not see" +
+        (visible != nullptr ? "; CUDA_VISIBLE_DEVICES is \"" + std::string(visible) + "\""
+                            : "; give its container that device"));
   }
   if (properties.location.id != device.ordinal()) {
     return FailedPreconditionError(

@@ -53,7 +53,8 @@ class PhysicalMemory final {
   // The memory behind a descriptor that Export() of some process made; `fd` is
   // borrowed and may be closed afterwards. `bytes` is the exporter's size(): the
   // driver does not tell it, and Map() of a wrong one fails. INVALID_ARGUMENT when
-  // `fd` is something else; FAILED_PRECONDITION when it lies on another device.
+  // `fd` is something else; FAILED_PRECONDITION when it lies on another device, visible here or
+  // not.
   static Result<PhysicalMemory> Import(const Device& device, int fd, uint64_t bytes);
 
   PhysicalMemory(PhysicalMemory&& other) noexcept;

@@ -202,12 +202,13 @@ const MachineDevice* DeviceAt(int ordinal) {
   return &visible[static_cast<size_t>(ordinal)];
 }
 
+// What an imported handle says of a device that this process does not see, too.
 int OrdinalOf(int index) {
   const std::vector<MachineDevice>& visible = Machine::Get().visible();
   for (size_t i = 0; i < visible.size(); ++i) {
     if (visible[i].index == index) return static_cast<int>(i);
   }
-  return -1;
+  return CU_DEVICE_INVALID;
 }
 
 CUresult StateOf(const CUctx_st& context) {
@@ -719,7 +720,6 @@ CUresult CUDAAPI cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* ha
   if (const CUresult result = Machine::Get().Open(fd, &made.backing); result != CUDA_SUCCESS) {
     return result;
   }
-  if (OrdinalOf(made.backing.device) < 0) return CUDA_ERROR_INVALID_DEVICE;
   Process& process = Process::Get();
   const std::lock_guard lock(process.mutex);
   *handle = process.next_handle++;
