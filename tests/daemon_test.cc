@@ -272,6 +272,39 @@ TEST(DaemonTest, ConcurrentOpensOfAColdModelShareOneLoad) {
   EXPECT_EQ(loads, 1u) << log;
 }
 
+TEST(DaemonTest, ALoadReportsProgressAndCanBeCancelledAndStartedAgain) {
+  TestDaemon daemon;
+  const auto model = PatternModel(22, 8, 20'000'000);
+  daemon.WriteModel("m", model);
+  trims_client* client = daemon.Connect();
+  trims_open_options options = TRIMS_OPEN_OPTIONS_INIT;
+  options.progress = [](void*, trims_phase, uint64_t, uint64_t) { return 1; };
+  trims_lease* lease = nullptr;
+  EXPECT_EQ(trims_lease_open(client, "m", &options, &lease, nullptr), TRIMS_CANCELLED);
+  options.progress = nullptr;
+  options.deadline_ms = 1;
+  EXPECT_EQ(trims_lease_open(client, "m", &options, &lease, nullptr), TRIMS_DEADLINE_EXCEEDED);
+  options.deadline_ms = 0;
+  struct Seen {
+    int calls = 0;
+    uint64_t last = 0;
+  } seen;
+  options.progress_user = &seen;
+  options.progress = [](void* user, trims_phase, uint64_t done, uint64_t total) {
+    auto* mine = static_cast<Seen*>(user);
+    ++mine->calls;
+    EXPECT_LE(done, total);
+    mine->last = done;
+    return 0;
+  };
+  trims_error* error = nullptr;
+  ASSERT_EQ(trims_lease_open(client, "m", &options, &lease, &error), TRIMS_OK) << trims_error_message(error);
+  EXPECT_GT(seen.calls, 0);
+  EXPECT_TRUE(HoldsModel(lease, model));
+  trims_lease_close(lease);
+  trims_client_disconnect(client);
+}
+
 TEST(DaemonTest, NoRoomIsSaidWithTheNumbersAndTheHolders) {
   TestDaemon daemon({"--host-capacity-bytes", "3MiB"});
   daemon.WriteModel("a", PatternModel(12, 1, 2 << 20));

@@ -8,6 +8,7 @@
 #include <csetjmp>
 #include <memory>
 
+#include "ipc/test_huge_pages.h"
 #include "tests/raw_client.h"
 #include "tests/test_control.h"
 #include "tests/test_daemon.h"
@@ -118,15 +119,8 @@ TEST_F(HostileTest, EvenRootCanNotWriteThem) {
 }
 
 TEST(HostileHugePagesTest, AnotherUidCanNotWriteHugetlbWeightsEither) {
-  // 80 MiB of 2 MiB pages, given back at the end.
-  const char* pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-  std::ifstream in(pool);
-  int before = -1;
-  in >> before;
-  std::ofstream(pool) << before + 40;
-  int after = -1;
-  std::ifstream(pool) >> after;
-  if (before < 0 || after < before + 40) GTEST_SKIP() << "can not reserve 40 huge pages (has " << after << ")";
+  const ReservedHugePages pages(40);
+  if (!pages.reason().empty()) GTEST_SKIP() << pages.reason();
   {
     TestDaemon daemon;
     const auto model = PatternModel(51, 3, 24'000'000);
@@ -150,7 +144,6 @@ TEST(HostileHugePagesTest, AnotherUidCanNotWriteHugetlbWeightsEither) {
     trims_lease_close(lease);
     trims_client_disconnect(client);
   }
-  std::ofstream(pool) << before;
 }
 
 TEST_F(HostileTest, BadFramesCostTheirSenderTheConnection) {
