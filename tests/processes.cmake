@@ -19,3 +19,8 @@ trims_process_test(hostile_test SRCS hostile_test.cc DEPS trims_control_proto gR
   TIMEOUT 300)
 trims_process_test(sharing_test SRCS sharing_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300)
 trims_process_test(control_test SRCS control_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300)
+
+# Reserves huge pages of the machine, which a daemon of another test would take.
+if(TARGET hostile_test)
+  set_property(TEST hostile_test PROPERTY RUN_SERIAL ON)
+endif()
