@@ -132,7 +132,7 @@ TEST(ImageTest, SurvivesMutatedFiles) {
   std::mt19937 random(23);
   const std::string png = Png(8, 8, 2, std::string(192, 'x'));
   int decoded = 0;
-  for (int round = 0; round < 5000; ++round) {
+  for (int round = 0; round < 1500; ++round) {
     std::string file = png;
     for (uint32_t edits = 1 + random() % 4; edits > 0; --edits) {
       file[8 + random() % (file.size() - 8)] = static_cast<char>(random());
@@ -140,7 +140,7 @@ TEST(ImageTest, SurvivesMutatedFiles) {
     if (random() % 8 == 0) file.resize(random() % file.size());
     decoded += Decode(file, {.channels = 1, .height = 4, .width = 4}).ok();
   }
-  EXPECT_GT(decoded, 100);
+  EXPECT_GT(decoded, 30);
 }
 
 TEST(ImageTest, InputsAreChecked) {
