@@ -47,7 +47,8 @@ struct Figures {
 
 double Percentile(std::vector<uint32_t>& values, double share) {
   if (values.empty()) return 0;
-  const size_t at = std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())));
+  const size_t at =
+      std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())));
   std::nth_element(values.begin(), values.begin() + static_cast<long>(at), values.end());
   return values[at] / 10.0;
 }
@@ -55,8 +56,10 @@ double Percentile(std::vector<uint32_t>& values, double share) {
 // Runs `clients` processes of `client(open)` for `seconds`; `open` is told each
 // open's duration.
 Figures Measure(int clients, double seconds,
-                const std::function<int(const std::function<bool()>& go_on, const std::function<void(Clock::duration)>&)>& client) {
-  void* memory = ::mmap(nullptr, sizeof(Samples), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+                const std::function<int(const std::function<bool()>& go_on,
+                                        const std::function<void(Clock::duration)>&)>& client) {
+  void* memory =
+      ::mmap(nullptr, sizeof(Samples), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   auto* samples = static_cast<Samples*>(memory);
   std::vector<pid_t> children;
   for (int i = 0; i < clients; ++i) {
@@ -86,12 +89,14 @@ Figures Measure(int clients, double seconds,
   samples->stop = true;
   const double took = std::chrono::duration<double>(Clock::now() - start).count();
   for (const pid_t child : children) {
-    if (const int status = WaitChild(child); status != 0) std::printf("client ended with status %d\n", status);
+    if (const int status = WaitChild(child); status != 0)
+      std::printf("client ended with status %d\n", status);
   }
   Figures figures;
   std::vector<uint32_t> all;
   for (int i = 0; i < clients; ++i) {
-    std::vector<uint32_t> one(samples->clients[i].opens_us10, samples->clients[i].opens_us10 + samples->clients[i].count);
+    std::vector<uint32_t> one(samples->clients[i].opens_us10,
+                              samples->clients[i].opens_us10 + samples->clients[i].count);
     all.insert(all.end(), one.begin(), one.end());
     figures.worst_p99_us = std::max(figures.worst_p99_us, Percentile(one, 0.99));
   }
@@ -102,7 +107,8 @@ Figures Measure(int clients, double seconds,
   return figures;
 }
 
-int LeaseClient(const TestDaemon& daemon, const std::string& model, const std::function<bool()>& go_on,
+int LeaseClient(const TestDaemon& daemon, const std::string& model,
+                const std::function<bool()>& go_on,
                 const std::function<void(Clock::duration)>& record) {
   trims_client* client = const_cast<TestDaemon&>(daemon).Connect();
   if (client == nullptr) return 1;
@@ -156,7 +162,8 @@ int FloorServer(int listener, int extent, int index) {
   }
 }
 
-int FloorClient(const std::string& path, size_t extent_bytes, size_t index_bytes, const std::function<bool()>& go_on,
+int FloorClient(const std::string& path, size_t extent_bytes, size_t index_bytes,
+                const std::function<bool()>& go_on,
                 const std::function<void(Clock::duration)>& record) {
   Result<UniqueFd> socket = ConnectTo(path, SOCK_SEQPACKET);
   if (!socket.ok()) return 1;
@@ -185,7 +192,8 @@ int FloorClient(const std::string& path, size_t extent_bytes, size_t index_bytes
 }
 
 Result<ReadOnlyRegion> FloorRegion(size_t bytes) {
-  ASSIGN_OR_RETURN(WritableRegion region, WritableRegion::Create("trims-floor", bytes, PageKind::kPlain));
+  ASSIGN_OR_RETURN(WritableRegion region,
+                   WritableRegion::Create("trims-floor", bytes, PageKind::kPlain));
   return std::move(region).Seal();
 }
 
@@ -210,17 +218,23 @@ int Main(double seconds, const std::string& json_path) {
   const std::string floor_path = daemon.root() + "/floor.sock";
   Result<UniqueFd> listener = ListenAt(floor_path, SOCK_SEQPACKET, 0666);
   if (!extent.ok() || !index.ok() || !listener.ok()) return 1;
-  const pid_t server = StartChild([&] { return FloorServer(listener->get(), extent->PeekFd(), index->PeekFd()); });
+  const pid_t server =
+      StartChild([&] { return FloorServer(listener->get(), extent->PeekFd(), index->PeekFd()); });
 
   nlohmann::json json = nlohmann::json::array();
-  std::printf("%-34s %8s %10s %10s %10s %12s %8s\n", "", "clients", "opens/s", "median us", "p99 us", "worst p99 us",
-              "x floor");
-  const auto print = [&](const std::string& name, int clients, const Figures& f, double floor_median) {
-    std::printf("%-34s %8d %10.0f %10.1f %10.1f %12.1f %8.2f\n", name.c_str(), clients, f.per_second, f.median_us,
-                f.p99_us, f.worst_p99_us, f.median_us / floor_median);
+  std::printf("%-34s %8s %10s %10s %10s %12s %8s\n", "", "clients", "opens/s", "median us",
+              "p99 us", "worst p99 us", "x floor");
+  const auto print = [&](const std::string& name, int clients, const Figures& f,
+                         double floor_median) {
+    std::printf("%-34s %8d %10.0f %10.1f %10.1f %12.1f %8.2f\n", name.c_str(), clients,
+                f.per_second, f.median_us, f.p99_us, f.worst_p99_us, f.median_us / floor_median);
     std::fflush(stdout);
-    json.push_back({{"name", name}, {"clients", clients}, {"opens_per_second", f.per_second},
-                    {"median_us", f.median_us}, {"p99_us", f.p99_us}, {"worst_client_p99_us", f.worst_p99_us},
+    json.push_back({{"name", name},
+                    {"clients", clients},
+                    {"opens_per_second", f.per_second},
+                    {"median_us", f.median_us},
+                    {"p99_us", f.p99_us},
+                    {"worst_client_p99_us", f.worst_p99_us},
                     {"median_ratio_to_floor", f.median_us / floor_median}});
   };
   for (const int clients : {1, 2, 8, 64}) {
@@ -232,10 +246,10 @@ int Main(double seconds, const std::string& json_path) {
       const Figures figures = Measure(clients, seconds, [&](const auto& go_on, const auto& record) {
         return LeaseClient(daemon, model, go_on, record);
       });
-      const std::string name = std::string("lease: ") +
-                               (std::strcmp(model, "small10") == 0     ? "10 tensors, 64 MiB"
-                                : std::strcmp(model, "small5000") == 0 ? "5,000 tensors, 64 MiB"
-                                                                       : "10 tensors, 512 MiB");
+      const std::string name =
+          std::string("lease: ") + (std::strcmp(model, "small10") == 0     ? "10 tensors, 64 MiB"
+                                    : std::strcmp(model, "small5000") == 0 ? "5,000 tensors, 64 MiB"
+                                                                           : "10 tensors, 512 MiB");
       print(name, clients, figures, floor.median_us);
     }
   }

@@ -79,7 +79,8 @@ TEST_F(ControlTest, EvictRefusesWhatIsLeasedAndNamesTheHolderAndForceDrains) {
   trims_lease* lease = Open("m");
   control_.Evict("m");
   EXPECT_EQ(control_.last().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_NE(control_.last().error_message().find("pid " + std::to_string(::getpid())), std::string::npos)
+  EXPECT_NE(control_.last().error_message().find("pid " + std::to_string(::getpid())),
+            std::string::npos)
       << control_.last().error_message();
   const v1::EvictResponse evicted = control_.Evict("m", /*force=*/true);
   ASSERT_TRUE(control_.last().ok()) << control_.last().error_message();
@@ -101,7 +102,8 @@ TEST_F(ControlTest, PinsHoldThroughEvictionAndThroughAWorkersDeath) {
   daemon_.KillWorker();
   control_.Status();
   control_.Evict("m");
-  EXPECT_EQ(control_.last().error_code(), grpc::StatusCode::FAILED_PRECONDITION) << control_.last().error_message();
+  EXPECT_EQ(control_.last().error_code(), grpc::StatusCode::FAILED_PRECONDITION)
+      << control_.last().error_message();
   EXPECT_TRUE(control_.List(true).models(0).pinned());
   control_.Unpin("m");
   EXPECT_TRUE(control_.last().ok());
@@ -187,10 +189,12 @@ TEST_F(ControlTest, WatchSeesLoadsLeasesEvictionsAndTheCatalogue) {
   ASSERT_TRUE(control_.stub().Add(&add_context, add, &added).ok());
   std::vector<v1::EventKind> kinds;
   v1::Event event;
-  while ((kinds.empty() || kinds.back() != v1::EVENT_KIND_ADDED) && reader->Read(&event)) kinds.push_back(event.kind());
+  while ((kinds.empty() || kinds.back() != v1::EVENT_KIND_ADDED) && reader->Read(&event))
+    kinds.push_back(event.kind());
   context.TryCancel();
-  const std::vector<v1::EventKind> expected = {v1::EVENT_KIND_LOADING,  v1::EVENT_KIND_READY,   v1::EVENT_KIND_LEASED,
-                                               v1::EVENT_KIND_RELEASED, v1::EVENT_KIND_EVICTED, v1::EVENT_KIND_ADDED};
+  const std::vector<v1::EventKind> expected = {v1::EVENT_KIND_LOADING, v1::EVENT_KIND_READY,
+                                               v1::EVENT_KIND_LEASED,  v1::EVENT_KIND_RELEASED,
+                                               v1::EVENT_KIND_EVICTED, v1::EVENT_KIND_ADDED};
   EXPECT_EQ(kinds, expected);
 }
 
@@ -223,7 +227,8 @@ TEST_F(ControlTest, AReloadChangesWhatCanChangeAndRefusesTheRestWhole) {
     EXPECT_EQ(control.Status().eviction_policy(), "lru");
     std::ofstream(file) << "eviction_policy = \"fifo\"\n";
     ::kill(daemon.keeper(), SIGHUP);
-    EXPECT_TRUE(Eventually([&] { return control.Status().eviction_policy() == "fifo"; })) << daemon.Log();
+    EXPECT_TRUE(Eventually([&] { return control.Status().eviction_policy() == "fifo"; }))
+        << daemon.Log();
     std::ofstream(file) << "eviction_policy = \"fifoo\"\n";
     ::kill(daemon.keeper(), SIGHUP);
     EXPECT_TRUE(Eventually([&] { return daemon.Log().find("fifoo") != std::string::npos; }));
@@ -239,8 +244,11 @@ TEST_F(ControlTest, OtherUsersMayNotAdminister) {
         UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
-        std::strncpy(address.sun_path, (daemon_.runtime_dir() + "/control.sock").c_str(), sizeof address.sun_path - 1);
-        return ::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 && errno == EACCES
+        std::strncpy(address.sun_path, (daemon_.runtime_dir() + "/control.sock").c_str(),
+                     sizeof address.sun_path - 1);
+        return ::connect(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) !=
+                           0 &&
+                       errno == EACCES
                    ? 0
                    : 1;
       },

@@ -34,7 +34,8 @@ struct Board {
 };
 
 Board* NewBoard() {
-  void* memory = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   return new (memory) Board{};
 }
 
@@ -42,8 +43,8 @@ Board* NewBoard() {
 int CountMemfds(pid_t pid) {
   int count = 0;
   std::error_code error;
-  for (std::filesystem::directory_iterator it("/proc/" + std::to_string(pid) + "/fd", error), end; !error && it != end;
-       it.increment(error)) {
+  for (std::filesystem::directory_iterator it("/proc/" + std::to_string(pid) + "/fd", error), end;
+       !error && it != end; it.increment(error)) {
     std::error_code link_error;
     const std::string target = std::filesystem::read_symlink(it->path(), link_error).string();
     if (target.find("memfd:trims") != std::string::npos) ++count;
@@ -74,11 +75,13 @@ class CrashTest : public testing::Test {
       const auto start = std::chrono::steady_clock::now();
       const trims_status status =
           trims_lease_open(client, ("m" + std::to_string(which)).c_str(), &options, &lease, &error);
-      const uint64_t us = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
-                                                    std::chrono::steady_clock::now() - start)
-                                                    .count());
+      const uint64_t us =
+          static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
+                                    std::chrono::steady_clock::now() - start)
+                                    .count());
       if (status != TRIMS_OK) {
-        std::fprintf(stderr, "client error: %s: %s\n", trims_status_name(status), trims_error_message(error));
+        std::fprintf(stderr, "client error: %s: %s\n", trims_status_name(status),
+                     trims_error_message(error));
         return 2;
       }
       uint64_t longest = board->longest_us;
@@ -98,7 +101,8 @@ class CrashTest : public testing::Test {
   // Nothing is leased, and nothing is held that is not accounted for.
   void ExpectQuiet() {
     TestControl control(daemon_.runtime_dir());
-    EXPECT_TRUE(Eventually([&] { return control.Status().sessions() == 0; })) << control.Status().sessions();
+    EXPECT_TRUE(Eventually([&] { return control.Status().sessions() == 0; }))
+        << control.Status().sessions();
     EXPECT_EQ(control.Status().leases(), 0u);
     const v1::ListResponse resident = control.List(true);
     for (const v1::ModelView& model : resident.models()) {
@@ -109,7 +113,8 @@ class CrashTest : public testing::Test {
       })) << control.last().error_message();
     }
     EXPECT_EQ(control.Status().tiers(0).used_bytes(), 0u);
-    EXPECT_TRUE(Eventually([&] { return CountMemfds(daemon_.keeper()) == 0; })) << CountMemfds(daemon_.keeper());
+    EXPECT_TRUE(Eventually([&] { return CountMemfds(daemon_.keeper()) == 0; }))
+        << CountMemfds(daemon_.keeper());
   }
 
   TestDaemon daemon_;
@@ -121,7 +126,8 @@ TEST_F(CrashTest, KillingTheWorkerAgainAndAgainDisturbsNoClient) {
   Board* board = NewBoard();
   std::vector<pid_t> clients;
   for (int i = 0; i < kClients; ++i) {
-    clients.push_back(StartChild([&, i] { return ClientLoop(board, seed + static_cast<uint64_t>(i)); }));
+    clients.push_back(
+        StartChild([&, i] { return ClientLoop(board, seed + static_cast<uint64_t>(i)); }));
   }
   std::mt19937_64 random(seed);
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(Seconds());
@@ -140,7 +146,8 @@ TEST_F(CrashTest, KillingTheWorkerAgainAndAgainDisturbsNoClient) {
   board->stop = true;
   for (const pid_t client : clients) EXPECT_EQ(WaitChild(client), 0);
   std::printf("%d kills, %llu opens, longest open %.1f ms\n", kills,
-              static_cast<unsigned long long>(board->opens), static_cast<double>(board->longest_us) / 1000);
+              static_cast<unsigned long long>(board->opens),
+              static_cast<double>(board->longest_us) / 1000);
   EXPECT_GT(kills, 10);
   EXPECT_GT(board->opens, 100u);
   ExpectQuiet();
@@ -185,7 +192,8 @@ TEST_F(CrashTest, AWorkerThatNeverBecomesReadyIsGivenUpOn) {
   int status = 0;
   EXPECT_EQ(::waitpid(daemon_.keeper(), &status, 0), daemon_.keeper());
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 1);
-  EXPECT_NE(daemon_.Log().find("catalogue.json is not a catalogue"), std::string::npos) << daemon_.Log();
+  EXPECT_NE(daemon_.Log().find("catalogue.json is not a catalogue"), std::string::npos)
+      << daemon_.Log();
   std::ofstream(daemon_.state_dir() + "/catalogue.json") << "{\"models\": {}}";
   daemon_.Start();
 }

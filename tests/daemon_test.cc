@@ -17,7 +17,8 @@ TEST(DaemonTest, LendsAModelWithItsBytes) {
   trims_client* client = daemon.Connect();
   trims_lease* lease = nullptr;
   trims_error* error = nullptr;
-  ASSERT_EQ(trims_lease_open(client, "m", nullptr, &lease, &error), TRIMS_OK) << trims_error_message(error);
+  ASSERT_EQ(trims_lease_open(client, "m", nullptr, &lease, &error), TRIMS_OK)
+      << trims_error_message(error);
   EXPECT_TRUE(trims_lease_was_loaded(lease));
   EXPECT_TRUE(HoldsModel(lease, model));
   EXPECT_EQ(std::string(trims_lease_model_dir(lease)), daemon.base_dir() + "/m");
@@ -42,7 +43,8 @@ TEST(DaemonTest, EveryGranularityLendsTheSameBytesAndDigest) {
     options.granularity = granularity;
     trims_lease* lease = nullptr;
     trims_error* error = nullptr;
-    ASSERT_EQ(trims_lease_open(client, "m", &options, &lease, &error), TRIMS_OK) << trims_error_message(error);
+    ASSERT_EQ(trims_lease_open(client, "m", &options, &lease, &error), TRIMS_OK)
+        << trims_error_message(error);
     EXPECT_TRUE(HoldsModel(lease, model)) << granularity;
     if (digest.empty()) digest = trims_lease_digest_text(lease);
     EXPECT_EQ(digest, trims_lease_digest_text(lease));
@@ -85,7 +87,8 @@ TEST(DaemonTest, OpensByDigestAndRefusesAnotherThanExpected) {
       << trims_error_message(error);
   trims_error_free(error);
   error = nullptr;
-  EXPECT_EQ(trims_lease_open(client, ("@sha256:" + std::string(64, '0')).c_str(), nullptr, &refused, &error),
+  EXPECT_EQ(trims_lease_open(client, ("@sha256:" + std::string(64, '0')).c_str(), nullptr, &refused,
+                             &error),
             TRIMS_NOT_FOUND);
   trims_error_free(error);
   trims_lease_close(lease);
@@ -111,7 +114,9 @@ TEST(DaemonTest, OpensAPassedFileForWhoeverCanReadItAndNobodyElse) {
         trims_client* client = daemon.Connect();
         const int fd = ::open(path.c_str(), O_RDONLY);
         trims_lease* lease = nullptr;
-        if (fd < 0 || trims_lease_open_file(client, fd, "mine", nullptr, &lease, nullptr) != TRIMS_OK) return 1;
+        if (fd < 0 ||
+            trims_lease_open_file(client, fd, "mine", nullptr, &lease, nullptr) != TRIMS_OK)
+          return 1;
         if (!HoldsModel(lease, model)) return 2;
         const std::string digest = std::string("@") + trims_lease_digest_text(lease) + "\n";
         if (::write(pipe_fds[1], digest.data(), digest.size()) < 0) return 3;
@@ -138,7 +143,10 @@ TEST(DaemonTest, OpensAPassedFileForWhoeverCanReadItAndNobodyElse) {
       [&] {
         trims_client* client = daemon.Connect();
         trims_lease* lease = nullptr;
-        return trims_lease_open(client, digest, nullptr, &lease, nullptr) == TRIMS_OK && HoldsModel(lease, model) ? 0 : 1;
+        return trims_lease_open(client, digest, nullptr, &lease, nullptr) == TRIMS_OK &&
+                       HoldsModel(lease, model)
+                   ? 0
+                   : 1;
       },
       4001);
   EXPECT_EQ(WaitChild(same), 0);
@@ -197,9 +205,11 @@ TEST(DaemonTest, AFileLargerThanAnyBudgetIsRefusedUnread) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   trims_lease* lease = nullptr;
   trims_error* error = nullptr;
-  EXPECT_EQ(trims_lease_open_file(client, fd, "sparse", nullptr, &lease, &error), TRIMS_RESOURCE_EXHAUSTED);
+  EXPECT_EQ(trims_lease_open_file(client, fd, "sparse", nullptr, &lease, &error),
+            TRIMS_RESOURCE_EXHAUSTED);
   EXPECT_EQ(trims_error_need_bytes(error), uint64_t{1} << 42);
-  EXPECT_NE(std::string(trims_error_message(error)).find("4.0 MiB"), std::string::npos) << trims_error_message(error);
+  EXPECT_NE(std::string(trims_error_message(error)).find("4.0 MiB"), std::string::npos)
+      << trims_error_message(error);
   trims_error_free(error);
   ::close(fd);
   trims_client_disconnect(client);
@@ -268,7 +278,9 @@ TEST(DaemonTest, ConcurrentOpensOfAColdModelShareOneLoad) {
   for (const pid_t child : children) EXPECT_EQ(WaitChild(child), 0);
   const std::string log = daemon.Log();
   size_t loads = 0;
-  for (size_t at = log.find("loaded model="); at != std::string::npos; at = log.find("loaded model=", at + 1)) ++loads;
+  for (size_t at = log.find("loaded model="); at != std::string::npos;
+       at = log.find("loaded model=", at + 1))
+    ++loads;
   EXPECT_EQ(loads, 1u) << log;
 }
 
@@ -298,7 +310,8 @@ TEST(DaemonTest, ALoadReportsProgressAndCanBeCancelledAndStartedAgain) {
     return 0;
   };
   trims_error* error = nullptr;
-  ASSERT_EQ(trims_lease_open(client, "m", &options, &lease, &error), TRIMS_OK) << trims_error_message(error);
+  ASSERT_EQ(trims_lease_open(client, "m", &options, &lease, &error), TRIMS_OK)
+      << trims_error_message(error);
   EXPECT_GT(seen.calls, 0);
   EXPECT_TRUE(HoldsModel(lease, model));
   trims_lease_close(lease);
@@ -318,7 +331,8 @@ TEST(DaemonTest, NoRoomIsSaidWithTheNumbersAndTheHolders) {
   EXPECT_EQ(trims_error_need_bytes(error), 2u << 20);
   EXPECT_EQ(trims_error_free_bytes(error), 1u << 20);
   EXPECT_EQ(trims_error_evictable_bytes(error), 0u);
-  EXPECT_NE(std::string(trims_error_message(error)).find("a ("), std::string::npos) << trims_error_message(error);
+  EXPECT_NE(std::string(trims_error_message(error)).find("a ("), std::string::npos)
+      << trims_error_message(error);
   trims_error_free(error);
   trims_lease_close(a);
   // Closed means evictable: now it fits.
@@ -329,13 +343,15 @@ TEST(DaemonTest, NoRoomIsSaidWithTheNumbersAndTheHolders) {
 
 TEST(DaemonTest, ASecondDaemonSaysWhoHoldsTheDirectoryAndEnds) {
   TestDaemon daemon;
-  const std::string command = std::string(TRIMSD_BINARY) + " --runtime-dir " + daemon.runtime_dir() + " --state-dir " +
-                              daemon.state_dir() + " 2>&1; echo status=$?";
+  const std::string command = std::string(TRIMSD_BINARY) + " --runtime-dir " +
+                              daemon.runtime_dir() + " --state-dir " + daemon.state_dir() +
+                              " 2>&1; echo status=$?";
   FILE* out = ::popen(command.c_str(), "r");
   char text[4096] = {};
   (void)!::fread(text, 1, sizeof text - 1, out);
   ::pclose(out);
-  EXPECT_NE(std::string(text).find("pid " + std::to_string(daemon.keeper())), std::string::npos) << text;
+  EXPECT_NE(std::string(text).find("pid " + std::to_string(daemon.keeper())), std::string::npos)
+      << text;
   EXPECT_NE(std::string(text).find("status=1"), std::string::npos) << text;
   trims_client* client = daemon.Connect();  // The first one still serves.
   EXPECT_EQ(trims_client_ping(client, nullptr), TRIMS_OK);
@@ -371,7 +387,8 @@ TEST(DaemonTest, AKilledClientsLeaseEndsAtOnceAlsoWhenItsChildKeepsTheSocket) {
     EXPECT_EQ(trims_lease_open(client, "b", nullptr, &b, nullptr), TRIMS_RESOURCE_EXHAUSTED);
     ::kill(child, SIGKILL);
     EXPECT_EQ(WaitChild(child), 1000 + SIGKILL);
-    EXPECT_TRUE(Eventually([&] { return trims_lease_open(client, "b", nullptr, &b, nullptr) == TRIMS_OK; }));
+    EXPECT_TRUE(Eventually(
+        [&] { return trims_lease_open(client, "b", nullptr, &b, nullptr) == TRIMS_OK; }));
     trims_lease_close(b);
     trims_client_disconnect(client);
     for (const int fd : {ready[0], ready[1], hold[0], hold[1]}) ::close(fd);
@@ -419,8 +436,10 @@ TEST(DaemonTest, AdoptedModelsAreServedAgainAtEveryGranularityWithSharedLayers) 
       trims_lease* lease_a = nullptr;
       trims_lease* lease_b = nullptr;
       trims_error* error = nullptr;
-      ASSERT_EQ(trims_lease_open(client, "a", &options, &lease_a, &error), TRIMS_OK) << trims_error_message(error);
-      ASSERT_EQ(trims_lease_open(client, "b", &options, &lease_b, &error), TRIMS_OK) << trims_error_message(error);
+      ASSERT_EQ(trims_lease_open(client, "a", &options, &lease_a, &error), TRIMS_OK)
+          << trims_error_message(error);
+      ASSERT_EQ(trims_lease_open(client, "b", &options, &lease_b, &error), TRIMS_OK)
+          << trims_error_message(error);
       EXPECT_TRUE(HoldsModel(lease_a, a));
       EXPECT_TRUE(HoldsModel(lease_b, b));
       trims_lease_close(lease_a);
@@ -430,7 +449,9 @@ TEST(DaemonTest, AdoptedModelsAreServedAgainAtEveryGranularityWithSharedLayers) 
   }
   const std::string log = daemon.Log();
   size_t loads = 0;
-  for (size_t at = log.find("loaded model="); at != std::string::npos; at = log.find("loaded model=", at + 1)) ++loads;
+  for (size_t at = log.find("loaded model="); at != std::string::npos;
+       at = log.find("loaded model=", at + 1))
+    ++loads;
   EXPECT_EQ(loads, 6u) << log;
   trims_client_disconnect(client);
 }

@@ -24,7 +24,8 @@ constexpr uid_t kOtherUid = 4003;
 
 class HostileTest : public testing::Test {
  protected:
-  HostileTest() : daemon_({"--sessions-per-uid-max", "200"}), model_(PatternModel(50, 3, 3'000'000)) {
+  HostileTest()
+      : daemon_({"--sessions-per-uid-max", "200"}), model_(PatternModel(50, 3, 3'000'000)) {
     daemon_.WriteModel("m", model_);
   }
   // The daemon serves, the model is right, and no descriptor was kept.
@@ -79,11 +80,13 @@ int TryToWrite(int fd, size_t size) {
     if (again < 0) continue;
     // Root may open it so; the seals hold all the same.
     if (::pwrite(again, "x", 1, 0) > 0) return 10;
-    if (::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0) != MAP_FAILED) return 11;
+    if (::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0) != MAP_FAILED)
+      return 11;
     if (::fallocate(again, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0) return 12;
     if (::ftruncate(again, 0) == 0) return 13;
     void* writable = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, again, 0);
-    if (writable != MAP_FAILED && ::mprotect(writable, size, PROT_READ | PROT_WRITE) == 0) return 14;
+    if (writable != MAP_FAILED && ::mprotect(writable, size, PROT_READ | PROT_WRITE) == 0)
+      return 14;
     if (writable != MAP_FAILED && ::madvise(writable, size, MADV_REMOVE) == 0) return 15;
     ::close(again);
   }
@@ -96,10 +99,12 @@ int AttackExtents(const std::string& runtime_dir) {
   RawClient client(runtime_dir);
   if (!client.connected() || !client.Greet() || !client.SendOpen(2, "m")) return 100;
   const RawPacket opened = client.Receive();
-  if (opened.closed || opened.header.type != FrameType::kOpened || opened.fds.size() != 2) return 101;
+  if (opened.closed || opened.header.type != FrameType::kOpened || opened.fds.size() != 2)
+    return 101;
   const auto* message = opened.As<v1::Opened>();
   if (message == nullptr) return 102;
-  if (const int worked = TryToWrite(opened.fds[0].get(), message->index_bytes()); worked != 0) return worked;
+  if (const int worked = TryToWrite(opened.fds[0].get(), message->index_bytes()); worked != 0)
+    return worked;
   return TryToWrite(opened.fds[1].get(), message->extent_bytes()->Get(0));
 }
 
@@ -132,7 +137,8 @@ TEST(HostileHugePagesTest, AnotherUidCanNotWriteHugetlbWeightsEither) {
           const RawPacket opened = client.Receive();
           if (opened.fds.size() != 2) return 101;
           struct stat info;
-          if (::fstat(opened.fds[1].get(), &info) != 0 || info.st_blksize != 2 << 20) return 102;  // Not hugetlb.
+          if (::fstat(opened.fds[1].get(), &info) != 0 || info.st_blksize != 2 << 20)
+            return 102;  // Not hugetlb.
           return TryToWrite(opened.fds[1].get(), static_cast<size_t>(info.st_size));
         },
         kOtherUid);
@@ -155,10 +161,19 @@ TEST_F(HostileTest, BadFramesCostTheirSenderTheConnection) {
     return bytes;
   };
   std::vector<std::vector<std::byte>> packets = {
-      std::vector<std::byte>(1), std::vector<std::byte>(15), std::vector<std::byte>(kFrameHeaderBytes),
-      header(kFrameMagic, 0, 0), header(kFrameMagic, 2, 0), header(kFrameMagic, 3, 0), header(kFrameMagic, 5, 0),
-      header(kFrameMagic, 6, 0), header(kFrameMagic, 66, 0), header(kFrameMagic, 9999, 0), header(kFrameMagic, 7, 0x80),
-      header(0x12345678, 7, 0), header(kFrameMagic, 1, 0),
+      std::vector<std::byte>(1),
+      std::vector<std::byte>(15),
+      std::vector<std::byte>(kFrameHeaderBytes),
+      header(kFrameMagic, 0, 0),
+      header(kFrameMagic, 2, 0),
+      header(kFrameMagic, 3, 0),
+      header(kFrameMagic, 5, 0),
+      header(kFrameMagic, 6, 0),
+      header(kFrameMagic, 66, 0),
+      header(kFrameMagic, 9999, 0),
+      header(kFrameMagic, 7, 0x80),
+      header(0x12345678, 7, 0),
+      header(kFrameMagic, 1, 0),
   };
   packets.push_back(header(kFrameMagic, 2, 0));
   packets.back().resize(60'000, std::byte{0xFF});
@@ -172,7 +187,8 @@ TEST_F(HostileTest, BadFramesCostTheirSenderTheConnection) {
 }
 
 TEST_F(HostileTest, BeforeHelloNothingElseIsHeard) {
-  for (const FrameType type : {FrameType::kOpen, FrameType::kClose, FrameType::kPing, FrameType::kReattach}) {
+  for (const FrameType type :
+       {FrameType::kOpen, FrameType::kClose, FrameType::kPing, FrameType::kReattach}) {
     RawClient client(daemon_.runtime_dir());
     flatbuffers::FlatBufferBuilder builder;
     builder.Finish(v1::CreateOpenDirect(builder, "m"));
@@ -231,7 +247,8 @@ TEST_F(HostileTest, PassedDescriptorsThatAreNoWeightsFilesAreRefusedInWords) {
   RawClient& client = *owned;
   ASSERT_TRUE(client.Greet());
   uint64_t request = 10;
-  for (const UniqueFd* fd : {&read_end, &write_end, &directory, &path_only, &text, &zero, &socket, &write_only}) {
+  for (const UniqueFd* fd :
+       {&read_end, &write_end, &directory, &path_only, &text, &zero, &socket, &write_only}) {
     flatbuffers::FlatBufferBuilder builder;
     const auto label = builder.CreateString("attack");
     const auto options = v1::CreateOpenDirect(builder, "");
@@ -259,7 +276,8 @@ TEST_F(HostileTest, AFileThatIsCutWhileItIsReadIsAnErrorOfThatOpenOnly) {
       (void)!::truncate(path.c_str(), 1000);
     });
     trims_lease* lease = nullptr;
-    const trims_status status = trims_lease_open_file(client, fd, "shrinking", nullptr, &lease, nullptr);
+    const trims_status status =
+        trims_lease_open_file(client, fd, "shrinking", nullptr, &lease, nullptr);
     EXPECT_TRUE(status == TRIMS_OK || status == TRIMS_ABORTED || status == TRIMS_DATA_LOSS ||
                 status == TRIMS_INVALID_ARGUMENT || status == TRIMS_OUT_OF_RANGE)
         << status;
@@ -308,7 +326,8 @@ TEST_F(HostileTest, SessionsOfOneUidAreBoundedAndOtherUidsAreServed) {
     if (answer.header.type == FrameType::kFailed) {
       ++refused;
       ++refused_in_words;
-      EXPECT_NE(answer.As<v1::Failed>()->message()->str().find("sessions_per_uid_max"), std::string::npos);
+      EXPECT_NE(answer.As<v1::Failed>()->message()->str().find("sessions_per_uid_max"),
+                std::string::npos);
     }
   }
   EXPECT_EQ(refused, 60);
@@ -331,7 +350,8 @@ TEST_F(HostileTest, OpensInFlightOfOneSessionAreBounded) {
   daemon_.WriteModel("big", big);
   RawClient client(daemon_.runtime_dir());
   ASSERT_TRUE(client.Greet());
-  for (uint64_t request = 10; request < 110; ++request) ASSERT_TRUE(client.SendOpen(request, "big"));
+  for (uint64_t request = 10; request < 110; ++request)
+    ASSERT_TRUE(client.SendOpen(request, "big"));
   int leased = 0, refused = 0;
   for (int i = 0; i < 100; ++i) {
     const RawPacket answer = client.Receive();

@@ -36,8 +36,10 @@ class RawClient final {
     socket_ = UniqueFd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    std::strncpy(address.sun_path, (runtime_dir + "/lease.sock").c_str(), sizeof address.sun_path - 1);
-    connected_ = ::connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+    std::strncpy(address.sun_path, (runtime_dir + "/lease.sock").c_str(),
+                 sizeof address.sun_path - 1);
+    connected_ =
+        ::connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
   }
   bool connected() const { return connected_; }
   int fd() const { return socket_.get(); }

@@ -41,8 +41,8 @@ class SharingTest : public testing::Test {
         trims_open_options options = TRIMS_OPEN_OPTIONS_INIT;
         options.granularity = granularity;
         trims_lease* lease = nullptr;
-        if (trims_lease_open(client, models[static_cast<size_t>(i) % models.size()].c_str(), &options, &lease,
-                             nullptr) != TRIMS_OK) {
+        if (trims_lease_open(client, models[static_cast<size_t>(i) % models.size()].c_str(),
+                             &options, &lease, nullptr) != TRIMS_OK) {
           return 1;
         }
         uint64_t sum = 0;
@@ -78,7 +78,8 @@ TEST_F(SharingTest, EightProcessesHaveOneCopyOfTheWeights) {
   StartReaders(daemon, 8, {"m"}, TRIMS_GRANULARITY_MODEL);
   uint64_t pss = 0;
   for (const pid_t reader : readers_) pss += WeightsPssBytes(reader);
-  std::printf("PSS of the weights in 8 processes: %.3f x one copy\n", static_cast<double>(pss) / kBytes);
+  std::printf("PSS of the weights in 8 processes: %.3f x one copy\n",
+              static_cast<double>(pss) / kBytes);
   EXPECT_GT(pss, kBytes / 2);  // They do have it.
   EXPECT_LE(pss, kBytes + kBytes / 10);
   EndReaders();
@@ -150,13 +151,13 @@ TEST_P(PolicyTest, EvictsAsItsNameSaysAndNeverWhatIsLeased) {
   trims_client_disconnect(client);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PolicyTest,
-                         testing::Values(PolicyCase{"never", {"a", "b", "c"}}, PolicyCase{"LRU", {"a", "b"}},
-                                         PolicyCase{"fifo", {"a", "c"}}, PolicyCase{"lcu", {"a", "b"}},
-                                         PolicyCase{"random", {}}, PolicyCase{"flush", {"a"}},
-                                         PolicyCase{"all", {"a"}}, PolicyCase{"eager", {"a"}},
-                                         PolicyCase{"gdsf", {"a", "b"}}),
-                         [](const auto& tested) { return tested.param.policy; });
+INSTANTIATE_TEST_SUITE_P(
+    All, PolicyTest,
+    testing::Values(PolicyCase{"never", {"a", "b", "c"}}, PolicyCase{"LRU", {"a", "b"}},
+                    PolicyCase{"fifo", {"a", "c"}}, PolicyCase{"lcu", {"a", "b"}},
+                    PolicyCase{"random", {}}, PolicyCase{"flush", {"a"}}, PolicyCase{"all", {"a"}},
+                    PolicyCase{"eager", {"a"}}, PolicyCase{"gdsf", {"a", "b"}}),
+    [](const auto& tested) { return tested.param.policy; });
 
 TEST(KeepAliveTest, AModelGoesWhenItsTimeIsUpAndSaysWhenThatIs) {
   TestDaemon daemon({"--keep-alive", "300ms"});
@@ -223,7 +224,8 @@ TEST(EstimateTest, MeasuredPeaksCountInAdmissionAsLongAsTheyAreAskedTo) {
 TEST(ProfileTest, TheDaemonWritesItsTraceWhenItIsAskedTo) {
   std::string path;
   {
-    TestDaemon daemon({"--write-profile", "true", "--profile-target", "/tmp/trims-profile-test.json"});
+    TestDaemon daemon(
+        {"--write-profile", "true", "--profile-target", "/tmp/trims-profile-test.json"});
     daemon.WriteModel("m", PatternModel(66, 1, 1 << 20));
     trims_client* client = daemon.Connect();
     trims_lease* lease = nullptr;

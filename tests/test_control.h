@@ -13,8 +13,8 @@ namespace trims::testing_support {
 class TestControl final {
  public:
   explicit TestControl(const std::string& runtime_dir)
-      : stub_(v1::Control::NewStub(
-            grpc::CreateChannel("unix:" + runtime_dir + "/control.sock", grpc::InsecureChannelCredentials()))) {}
+      : stub_(v1::Control::NewStub(grpc::CreateChannel("unix:" + runtime_dir + "/control.sock",
+                                                       grpc::InsecureChannelCredentials()))) {}
 
   v1::Control::Stub& stub() { return *stub_; }
 

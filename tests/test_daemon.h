@@ -48,8 +48,8 @@ inline bool Eventually(const std::function<bool()>& condition, int seconds = 30)
 inline int CountDescriptors(pid_t pid) {
   int count = 0;
   std::error_code error;
-  for (std::filesystem::directory_iterator it("/proc/" + std::to_string(pid) + "/fd", error), end; !error && it != end;
-       it.increment(error)) {
+  for (std::filesystem::directory_iterator it("/proc/" + std::to_string(pid) + "/fd", error), end;
+       !error && it != end; it.increment(error)) {
     ++count;
   }
   return count;
@@ -75,7 +75,8 @@ inline int WaitChild(pid_t pid) {
 class TestDaemon final {
  public:
   // `flags` as on trimsd's command line.
-  explicit TestDaemon(std::vector<std::string> flags = {}, std::map<std::string, std::string> environment = {})
+  explicit TestDaemon(std::vector<std::string> flags = {},
+                      std::map<std::string, std::string> environment = {})
       : flags_(std::move(flags)), environment_(std::move(environment)) {
     std::string pattern = "/tmp/trims-test-XXXXXX";
     root_ = ::mkdtemp(pattern.data());
@@ -98,7 +99,8 @@ class TestDaemon final {
 
   // The worker of the moment, or nullopt between two.
   std::optional<pid_t> Worker() const {
-    std::ifstream children("/proc/" + std::to_string(keeper_) + "/task/" + std::to_string(keeper_) + "/children");
+    std::ifstream children("/proc/" + std::to_string(keeper_) + "/task/" + std::to_string(keeper_) +
+                           "/children");
     pid_t pid;
     if (children >> pid) return pid;
     return std::nullopt;
@@ -113,8 +115,8 @@ class TestDaemon final {
     address.sun_family = AF_UNIX;
     std::strncpy(address.sun_path, notify.c_str(), sizeof address.sun_path - 1);
     ASSERT_EQ(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    std::vector<std::string> args = {TRIMSD_BINARY, "--runtime-dir", runtime_dir(), "--state-dir", state_dir(),
-                                     "--base-dir", base_dir()};
+    std::vector<std::string> args = {TRIMSD_BINARY, "--runtime-dir", runtime_dir(), "--state-dir",
+                                     state_dir(),   "--base-dir",    base_dir()};
     args.insert(args.end(), flags_.begin(), flags_.end());
     keeper_ = ::fork();
     ASSERT_GE(keeper_, 0);
@@ -166,7 +168,8 @@ class TestDaemon final {
   void WriteModel(const std::string& name, const std::vector<format::TestTensor>& tensors) {
     const std::string directory = base_dir() + "/" + name;
     std::filesystem::create_directories(directory);
-    std::ofstream(directory + "/model.safetensors", std::ios::binary) << format::WriteSafetensors(tensors);
+    std::ofstream(directory + "/model.safetensors", std::ios::binary)
+        << format::WriteSafetensors(tensors);
   }
 
   trims_client* Connect(uint32_t flags = 0) {
@@ -177,7 +180,8 @@ class TestDaemon final {
     options.connect_timeout_ms = 60'000;
     trims_client* client = nullptr;
     trims_error* error = nullptr;
-    EXPECT_EQ(trims_client_connect(&options, &client, &error), TRIMS_OK) << trims_error_message(error);
+    EXPECT_EQ(trims_client_connect(&options, &client, &error), TRIMS_OK)
+        << trims_error_message(error);
     trims_error_free(error);
     return client;
   }

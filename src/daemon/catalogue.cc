@@ -19,8 +19,8 @@ namespace trims {
 namespace {
 
 bool IsNameCharacter(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
-         c == '-' || c == ' ';
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+         c == '_' || c == '-' || c == ' ';
 }
 
 Status CheckPart(std::string_view part, std::string_view what, std::string_view whole) {
@@ -42,11 +42,13 @@ bool IsDirectory(const std::string& path) {
 Result<ModelReference> ParseModelReference(std::string_view text) {
   ModelReference reference;
   if (text.empty()) {
-    return InvalidArgumentError("model name is empty; expected [namespace/]name[:version] or @sha256:<digest>");
+    return InvalidArgumentError(
+        "model name is empty; expected [namespace/]name[:version] or @sha256:<digest>");
   }
   if (text.size() > kMaxModelNameBytes) {
-    return InvalidArgumentError("model name has " + std::to_string(text.size()) + " bytes, at most " +
-                                std::to_string(kMaxModelNameBytes) + " are allowed");
+    return InvalidArgumentError("model name has " + std::to_string(text.size()) +
+                                " bytes, at most " + std::to_string(kMaxModelNameBytes) +
+                                " are allowed");
   }
   if (text.starts_with("@") || text.starts_with("sha256:")) {
     ASSIGN_OR_RETURN(reference.digest, Digest::Parse(text));
@@ -57,7 +59,8 @@ Result<ModelReference> ParseModelReference(std::string_view text) {
     if (!IsNameCharacter(c) && c != '/' && c != ':') {
       return InvalidArgumentError("model name has a character that is not allowed (byte " +
                                   std::to_string(static_cast<unsigned char>(c)) + " at position " +
-                                  std::to_string(i) + "); allowed are letters, digits and . _ - / :");
+                                  std::to_string(i) +
+                                  "); allowed are letters, digits and . _ - / :");
     }
   }
   const size_t slash = text.find('/');
@@ -91,7 +94,8 @@ std::string CanonicalDirectoryName(std::string_view name) {
   return canonical;
 }
 
-Result<std::unique_ptr<Catalogue>> Catalogue::Open(const std::string& state_dir, const std::string& base_dir) {
+Result<std::unique_ptr<Catalogue>> Catalogue::Open(const std::string& state_dir,
+                                                   const std::string& base_dir) {
   std::string base = base_dir;
   while (base.size() > 1 && base.ends_with('/')) base.pop_back();
   std::unique_ptr<Catalogue> catalogue(new Catalogue(state_dir + "/catalogue.json", base));
@@ -99,10 +103,13 @@ Result<std::unique_ptr<Catalogue>> Catalogue::Open(const std::string& state_dir,
   if (!in) return catalogue;
   std::stringstream text;
   text << in.rdbuf();
-  const nlohmann::json json = nlohmann::json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
-  const std::string broken = catalogue->file_ +
-                             " is not a catalogue that trimsd wrote; move it away and register the models again";
-  if (!json.is_object() || !json.contains("models") || !json["models"].is_object()) return DataLossError(broken);
+  const nlohmann::json json =
+      nlohmann::json::parse(text.str(), nullptr, /*allow_exceptions=*/false);
+  const std::string broken =
+      catalogue->file_ +
+      " is not a catalogue that trimsd wrote; move it away and register the models again";
+  if (!json.is_object() || !json.contains("models") || !json["models"].is_object())
+    return DataLossError(broken);
   for (const auto& [name, path] : json["models"].items()) {
     if (!path.is_string() || !ParseModelReference(name).ok()) return DataLossError(broken);
     catalogue->registered_[name] = path.get<std::string>();
@@ -149,7 +156,8 @@ Status Catalogue::Remove(const std::string& name) {
   if (entries.erase(name) == 0) {
     for (const std::string& directory : {name, CanonicalDirectoryName(name)}) {
       if (ParseModelReference(name).ok() && IsDirectory(base_dir_ + "/" + directory)) {
-        return FailedPreconditionError("\"" + name + "\" is not registered but found as a directory of " +
+        return FailedPreconditionError("\"" + name +
+                                       "\" is not registered but found as a directory of " +
                                        base_dir_ + "; remove the directory to remove the name");
       }
     }
@@ -163,7 +171,8 @@ Status Catalogue::Remove(const std::string& name) {
 std::vector<CatalogueEntry> Catalogue::List() const {
   std::map<std::string, CatalogueEntry> entries;
   std::error_code error;
-  for (std::filesystem::directory_iterator it(base_dir_, error), end; !error && it != end; it.increment(error)) {
+  for (std::filesystem::directory_iterator it(base_dir_, error), end; !error && it != end;
+       it.increment(error)) {
     const std::string name = it->path().filename().string();
     if (it->is_directory(error) && ParseModelReference(name).ok()) {
       entries[name] = CatalogueEntry{name, it->path().string(), false};
@@ -183,16 +192,21 @@ Status Catalogue::Write(const std::map<std::string, std::string>& entries) const
   nlohmann::json json;
   json["models"] = nlohmann::json::object();
   for (const auto& [name, path] : entries) json["models"][name] = path;
-  const std::string text = json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  const std::string text =
+      json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   const std::string temporary = file_ + ".tmp";
   UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!fd.valid()) return ErrnoStatus(errno, "creating " + temporary);
-  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) || ::fsync(fd.get()) != 0) {
+  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
+      ::fsync(fd.get()) != 0) {
     return ErrnoStatus(errno, "writing " + temporary);
   }
-  if (::rename(temporary.c_str(), file_.c_str()) != 0) return ErrnoStatus(errno, "replacing " + file_);
-  UniqueFd directory(::open(std::filesystem::path(file_).parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!directory.valid() || ::fsync(directory.get()) != 0) return ErrnoStatus(errno, "syncing the state directory");
+  if (::rename(temporary.c_str(), file_.c_str()) != 0)
+    return ErrnoStatus(errno, "replacing " + file_);
+  UniqueFd directory(::open(std::filesystem::path(file_).parent_path().c_str(),
+                            O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid() || ::fsync(directory.get()) != 0)
+    return ErrnoStatus(errno, "syncing the state directory");
   return OkStatus();
 }
 

@@ -19,7 +19,7 @@ namespace trims {
 
 // "[namespace/]name[:version]" or "[@]sha256:<64 hex>".
 struct ModelReference {
-  std::string name;                 // "" when by digest.
+  std::string name;  // "" when by digest.
   std::optional<Digest> digest;
 };
 // INVALID_ARGUMENT names the character that is not allowed, or the part that is
@@ -34,14 +34,15 @@ std::string CanonicalDirectoryName(std::string_view name);
 struct CatalogueEntry {
   std::string name;
   std::string path;
-  bool registered = false;          // By `trims add`; else found in base_dir.
+  bool registered = false;  // By `trims add`; else found in base_dir.
 };
 
 class Catalogue final {
  public:
   // Reads <state_dir>/catalogue.json when it exists. DATA_LOSS when it is not
   // what Add wrote: the file is left alone, and the message says so.
-  static Result<std::unique_ptr<Catalogue>> Open(const std::string& state_dir, const std::string& base_dir);
+  static Result<std::unique_ptr<Catalogue>> Open(const std::string& state_dir,
+                                                 const std::string& base_dir);
 
   // Where the model's files are; NOT_FOUND says where was looked and how to add it.
   Result<CatalogueEntry> Find(const std::string& name) const;
@@ -54,7 +55,8 @@ class Catalogue final {
   std::vector<CatalogueEntry> List() const;
 
  private:
-  Catalogue(std::string file, std::string base_dir) : file_(std::move(file)), base_dir_(std::move(base_dir)) {}
+  Catalogue(std::string file, std::string base_dir)
+      : file_(std::move(file)), base_dir_(std::move(base_dir)) {}
   Status Write(const std::map<std::string, std::string>& entries) const;
 
   const std::string file_;

@@ -23,7 +23,8 @@ class CatalogueTest : public testing::Test {
 };
 
 TEST(ModelReferenceTest, AcceptsNamesNamespacesVersionsAndDigests) {
-  for (const char* name : {"vgg16", "team/vgg16", "vgg16:1.0", "team/VGG-16:v2", "Network in Network"}) {
+  for (const char* name :
+       {"vgg16", "team/vgg16", "vgg16:1.0", "team/VGG-16:v2", "Network in Network"}) {
     EXPECT_TRUE(ParseModelReference(name).ok()) << name;
   }
   const std::string digest = "@sha256:" + std::string(64, 'a');
@@ -31,8 +32,9 @@ TEST(ModelReferenceTest, AcceptsNamesNamespacesVersionsAndDigests) {
 }
 
 TEST(ModelReferenceTest, NoNameIsAPath) {
-  for (const char* name : {"", "..", ".", "../etc/passwd", "a/../b", "/etc/passwd", "a//b", "a/b/c", "a:b:c", ":1",
-                           "a/", "a:", "a\nb", "a\x1b[31m", "x:a/b", "..:1", "@sha256:12", "sha256:../../../x"}) {
+  for (const char* name :
+       {"", "..", ".", "../etc/passwd", "a/../b", "/etc/passwd", "a//b", "a/b/c", "a:b:c", ":1",
+        "a/", "a:", "a\nb", "a\x1b[31m", "x:a/b", "..:1", "@sha256:12", "sha256:../../../x"}) {
     EXPECT_EQ(ParseModelReference(name).status().code(), StatusCode::kInvalidArgument) << name;
   }
   EXPECT_FALSE(ParseModelReference(std::string(10'000, 'a')).ok());
@@ -81,7 +83,8 @@ TEST_F(CatalogueTest, RemoveTellsUnknownFromFoundInBaseDir) {
 }
 
 TEST_F(CatalogueTest, BrokenFileIsReportedAndLeftAlone) {
-  for (const char* text : {"", "{", "[]", "{\"models\": 3}", "{\"models\": {\"a\": 1}}", "{\"models\": {\"../a\": \"/x\"}}"}) {
+  for (const char* text : {"", "{", "[]", "{\"models\": 3}", "{\"models\": {\"a\": 1}}",
+                           "{\"models\": {\"../a\": \"/x\"}}"}) {
     std::ofstream(root_ + "/state/catalogue.json") << text;
     const auto opened = Catalogue::Open(root_ + "/state", root_ + "/base");
     EXPECT_EQ(opened.status().code(), StatusCode::kDataLoss) << text;

@@ -58,9 +58,9 @@ Status PrepareDirectory(const std::string& path, mode_t mode) {
   if (::lstat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "looking at directory " + path);
   if (!S_ISDIR(info.st_mode)) return FailedPreconditionError(path + " is not a directory");
   if (info.st_uid != ::geteuid()) {
-    return PermissionDeniedError("directory " + path + " belongs to uid " + std::to_string(info.st_uid) +
-                                 ", expected uid " + std::to_string(::geteuid()) +
-                                 "; remove it or choose another with --runtime-dir");
+    return PermissionDeniedError(
+        "directory " + path + " belongs to uid " + std::to_string(info.st_uid) + ", expected uid " +
+        std::to_string(::geteuid()) + "; remove it or choose another with --runtime-dir");
   }
   if ((info.st_mode & 07777) != mode && ::chmod(path.c_str(), mode) != 0) {
     return ErrnoStatus(errno, "setting the mode of directory " + path);
@@ -77,8 +77,9 @@ Result<UniqueFd> LockRuntimeDir(const std::string& directory) {
     if (errno != EWOULDBLOCK) return ErrnoStatus(errno, "locking " + path);
     char text[32] = {};
     (void)!::pread(fd.get(), text, sizeof text - 1, 0);
-    return AlreadyExistsError("another trimsd (pid " + std::to_string(std::strtol(text, nullptr, 10)) + ") serves " + directory +
-                              "; stop it, or give this one another --runtime-dir");
+    return AlreadyExistsError("another trimsd (pid " +
+                              std::to_string(std::strtol(text, nullptr, 10)) + ") serves " +
+                              directory + "; stop it, or give this one another --runtime-dir");
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
   if (::ftruncate(fd.get(), 0) != 0 || ::pwrite(fd.get(), pid.data(), pid.size(), 0) < 0) {
@@ -90,7 +91,8 @@ Result<UniqueFd> LockRuntimeDir(const std::string& directory) {
 Status GiveToGroup(const std::string& path, const std::string& group) {
   if (group.empty()) return OkStatus();
   const struct group* entry = ::getgrnam(group.c_str());
-  if (entry == nullptr) return NotFoundError("admin_group names no group of this machine: " + group);
+  if (entry == nullptr)
+    return NotFoundError("admin_group names no group of this machine: " + group);
   if (::chown(path.c_str(), static_cast<uid_t>(-1), entry->gr_gid) != 0) {
     return ErrnoStatus(errno, "giving " + path + " to group " + group);
   }
@@ -131,7 +133,8 @@ class Keeper final {
     RaiseDescriptorLimit();
     sigset_t signals;
     ::sigemptyset(&signals);
-    for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD}) ::sigaddset(&signals, signal);
+    for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGCHLD})
+      ::sigaddset(&signals, signal);
     ::sigprocmask(SIG_BLOCK, &signals, nullptr);
     ::signal(SIGPIPE, SIG_IGN);
     signals_ = UniqueFd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
@@ -159,7 +162,8 @@ class Keeper final {
             std::chrono::ceil<std::chrono::milliseconds>(*restart_at_ - Now()).count(), 0, 60'000));
       } else if (stop_deadline_) {
         timeout = static_cast<int>(std::clamp<int64_t>(
-            std::chrono::ceil<std::chrono::milliseconds>(*stop_deadline_ - Now()).count(), 0, 60'000));
+            std::chrono::ceil<std::chrono::milliseconds>(*stop_deadline_ - Now()).count(), 0,
+            60'000));
       }
       if (::poll(fds, count, timeout) < 0 && errno != EINTR) {
         LogError("poll failed", {{"reason", std::string(std::strerror(errno))}});
@@ -297,7 +301,8 @@ class Keeper final {
             ::kill(worker_pid_, SIGKILL);
             break;
           }
-          LogInfo("stopping", {{"signal", std::string(::strsignal(static_cast<int>(info.ssi_signo)))}});
+          LogInfo("stopping",
+                  {{"signal", std::string(::strsignal(static_cast<int>(info.ssi_signo)))}});
           stopping_ = true;
           if (worker_pid_ <= 0) return 0;
           stop_deadline_ = Now() + std::chrono::milliseconds(kStopDeadlineMs);
@@ -323,7 +328,8 @@ class Keeper final {
     const std::string how = WIFSIGNALED(status)
                                 ? std::string("killed by ") + ::strsignal(WTERMSIG(status))
                                 : "exit status " + std::to_string(WEXITSTATUS(status));
-    if (WIFEXITED(status) && WEXITSTATUS(status) == kWorkerFatalStatus) return 1;  // It has said why.
+    if (WIFEXITED(status) && WEXITSTATUS(status) == kWorkerFatalStatus)
+      return 1;  // It has said why.
     if (!worker_ready_) {
       ++crashes_in_a_row_;
       if (crashes_in_a_row_ >= kWorkerCrashLoopLimit) {
@@ -331,7 +337,8 @@ class Keeper final {
                  {{"deaths", crashes_in_a_row_}, {"last", how}});
         return 1;
       }
-      backoff_ms_ = std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin, kWorkerRestartBackoffMsMax);
+      backoff_ms_ =
+          std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin, kWorkerRestartBackoffMsMax);
     } else {
       // A worker that served for a while is replaced at once; one that dies again
       // right after it became ready is slowed down too, but never given up on.
@@ -340,8 +347,9 @@ class Keeper final {
                            : std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin,
                                         kWorkerRestartBackoffMsMax / 10);
     }
-    LogError("worker died, starting another",
-             {{"pid", pid}, {"how", how}, {"ledger_entries", ledger_.size()}, {"in_ms", backoff_ms_}});
+    LogError(
+        "worker died, starting another",
+        {{"pid", pid}, {"how", how}, {"ledger_entries", ledger_.size()}, {"in_ms", backoff_ms_}});
     NotifyServiceManager("STATUS=restarting the worker");
     restart_at_ = Now() + std::chrono::milliseconds(backoff_ms_);
     return std::nullopt;
@@ -351,7 +359,8 @@ class Keeper final {
     NotifyServiceManager("RELOADING=1");
     Result<LoadedConfig> loaded = options_.reload();
     if (!loaded.ok()) {
-      LogError("configuration not reloaded, keeping the old one", {{"reason", loaded.status().message()}});
+      LogError("configuration not reloaded, keeping the old one",
+               {{"reason", loaded.status().message()}});
     } else {
       // What can not change while serving keeps its value, and is named.
       for (size_t i = 0; i < loaded->entries.size() && i < options_.config.entries.size(); ++i) {
@@ -365,10 +374,12 @@ class Keeper final {
         }
       }
       options_.config = *std::move(loaded);
-      if (const Result<LogLevel> level = ParseLogLevel(config().log_level); level.ok()) SetLogLevel(*level);
+      if (const Result<LogLevel> level = ParseLogLevel(config().log_level); level.ok())
+        SetLogLevel(*level);
       WorkerStart start;
       start.config = options_.config;
-      if (link_.valid()) (void)!SendLink(link_.get(), LinkType::kConfig, "", EncodeWorkerStart(start)).ok();
+      if (link_.valid())
+        (void)!SendLink(link_.get(), LinkType::kConfig, "", EncodeWorkerStart(start)).ok();
       LogInfo("configuration reloaded", {});
     }
     NotifyServiceManager("READY=1");

@@ -20,7 +20,7 @@ namespace trims {
 struct KeeperOptions {
   LoadedConfig config;
   std::function<Result<LoadedConfig>()> reload;
-  std::string program;                    // Path of the daemon's binary.
+  std::string program;  // Path of the daemon's binary.
 };
 int RunKeeper(KeeperOptions options);
 
@@ -36,7 +36,7 @@ inline constexpr int kWorkerControlFd = 5;
 // worker needs to know at start.
 struct WorkerStart {
   LoadedConfig config;
-  uint64_t worker_number = 0;   // 1 for the first worker of this keeper.
+  uint64_t worker_number = 0;  // 1 for the first worker of this keeper.
   int64_t keeper_pid = 0;
   int64_t started_at_unix = 0;  // Of the keeper.
   uint64_t id_base = 0;         // First lease, load and generation number of this worker.

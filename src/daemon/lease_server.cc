@@ -24,10 +24,14 @@ constexpr int kPacketsPerTurn = 16;
 // When the process is out of descriptors, accepting pauses this long.
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
 
-static_assert(static_cast<uint8_t>(v1::Granularity::Model) == static_cast<uint8_t>(store::Granularity::kModel));
-static_assert(static_cast<uint8_t>(v1::Granularity::Slab) == static_cast<uint8_t>(store::Granularity::kSlab));
-static_assert(static_cast<uint8_t>(v1::Granularity::Layer) == static_cast<uint8_t>(store::Granularity::kLayer));
-static_assert(static_cast<uint8_t>(v1::Phase::Verifying) == static_cast<uint8_t>(OpenPhase::kVerifying));
+static_assert(static_cast<uint8_t>(v1::Granularity::Model) ==
+              static_cast<uint8_t>(store::Granularity::kModel));
+static_assert(static_cast<uint8_t>(v1::Granularity::Slab) ==
+              static_cast<uint8_t>(store::Granularity::kSlab));
+static_assert(static_cast<uint8_t>(v1::Granularity::Layer) ==
+              static_cast<uint8_t>(store::Granularity::kLayer));
+static_assert(static_cast<uint8_t>(v1::Phase::Verifying) ==
+              static_cast<uint8_t>(OpenPhase::kVerifying));
 
 }  // namespace
 
@@ -89,9 +93,11 @@ void LeaseServer::Accept() {
     if (!socket.valid()) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
         // The waiting connection would wake us again at once: pause.
-        LogWarn("can not accept a client, pausing", {{"reason", std::string(std::strerror(errno))}});
+        LogWarn("can not accept a client, pausing",
+                {{"reason", std::string(std::strerror(errno))}});
         reactor_->ChangeEvents(listener_.get(), 0);
-        reactor_->RunAt(Now() + kAcceptPause, [this] { reactor_->ChangeEvents(listener_.get(), EPOLLIN); });
+        reactor_->RunAt(Now() + kAcceptPause,
+                        [this] { reactor_->ChangeEvents(listener_.get(), EPOLLIN); });
       }
       return;
     }
@@ -111,9 +117,11 @@ void LeaseServer::Accept() {
     ++of_uid;
     sessions_.emplace(id, std::move(session));
     if (options_.sessions_per_uid_max != 0 && of_uid > options_.sessions_per_uid_max) {
-      SendFailed(added, 0, ResourceExhaustedError("uid " + std::to_string(added.peer.uid) + " has " +
-                                                  std::to_string(options_.sessions_per_uid_max) +
-                                                  " sessions, the most that sessions_per_uid_max allows; close some"));
+      SendFailed(added, 0,
+                 ResourceExhaustedError(
+                     "uid " + std::to_string(added.peer.uid) + " has " +
+                     std::to_string(options_.sessions_per_uid_max) +
+                     " sessions, the most that sessions_per_uid_max allows; close some"));
       // Unread words of the client's would make the kernel throw ours away.
       std::byte unread[64];
       while (::recv(added.socket.get(), unread, sizeof unread, 0) > 0) {
@@ -121,25 +129,28 @@ void LeaseServer::Accept() {
       End(id, "too many sessions of one uid");
       continue;
     }
-    Status status = reactor_->Watch(added.socket.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t events) {
-      Session* const found = Find(id);
-      if (found == nullptr) return;
-      if ((events & EPOLLOUT) != 0) Flush(*found);
-      if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) OnReadable(*found);
-    });
+    Status status =
+        reactor_->Watch(added.socket.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t events) {
+          Session* const found = Find(id);
+          if (found == nullptr) return;
+          if ((events & EPOLLOUT) != 0) Flush(*found);
+          if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) OnReadable(*found);
+        });
     if (status.ok() && added.peer.pidfd.valid()) {
       // A child that inherited the socket keeps it open; the lease ends with the
       // process that took it all the same.
-      status = reactor_->Watch(added.peer.pidfd.get(), EPOLLIN, [this, id](uint32_t) { End(id, "process ended"); });
+      status = reactor_->Watch(added.peer.pidfd.get(), EPOLLIN,
+                               [this, id](uint32_t) { End(id, "process ended"); });
     }
     if (!status.ok()) {
       LogWarn("client refused", {{"reason", status.message()}});
       End(id, "");
       continue;
     }
-    added.hello_deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(kHelloDeadlineMs), [this, id] {
-      if (Session* const found = Find(id)) Doom(*found, "no hello in time");
-    });
+    added.hello_deadline =
+        reactor_->RunAt(Now() + std::chrono::milliseconds(kHelloDeadlineMs), [this, id] {
+          if (Session* const found = Find(id)) Doom(*found, "no hello in time");
+        });
   }
 }
 
@@ -151,15 +162,19 @@ void LeaseServer::OnReadable(Session& session) {
         ReceivePacket(session.socket.get(), buffer, session.greeted ? kMaxFdsFromClient : 0);
     if (!packet.ok()) {
       if (packet.status().code() == StatusCode::kDeadlineExceeded) return;  // Nothing there.
-      return End(session.id, packet.status().code() == StatusCode::kUnavailable ? "" : packet.status().message());
+      return End(session.id, packet.status().code() == StatusCode::kUnavailable
+                                 ? ""
+                                 : packet.status().message());
     }
     if (packet->closed) return End(session.id, "");
-    if (!HandlePacket(session, std::span(buffer).first(packet->size), std::move(packet->fds))) return;
+    if (!HandlePacket(session, std::span(buffer).first(packet->size), std::move(packet->fds)))
+      return;
   }
 }
 
 // False when the session is over.
-bool LeaseServer::HandlePacket(Session& session, std::span<const std::byte> packet, std::vector<UniqueFd> fds) {
+bool LeaseServer::HandlePacket(Session& session, std::span<const std::byte> packet,
+                               std::vector<UniqueFd> fds) {
   const Result<Frame> frame = DecodeFrame(packet);
   if (!frame.ok()) {
     Doom(session, frame.status().message());
@@ -175,26 +190,36 @@ bool LeaseServer::HandlePacket(Session& session, std::span<const std::byte> pack
     return false;
   }
   switch (header.type) {
-    case FrameType::kHello: return HandleHello(session, header.request_id, frame->payload);
-    case FrameType::kOpen: return HandleOpen(session, header.request_id, frame->payload, false, std::move(fds));
-    case FrameType::kOpenFile: return HandleOpen(session, header.request_id, frame->payload, true, std::move(fds));
-    case FrameType::kCancel: return HandleCancel(session, frame->payload);
-    case FrameType::kClose: return HandleClose(session, header.request_id, frame->payload);
-    case FrameType::kReattach: return HandleReattach(session, header.request_id, frame->payload);
+    case FrameType::kHello:
+      return HandleHello(session, header.request_id, frame->payload);
+    case FrameType::kOpen:
+      return HandleOpen(session, header.request_id, frame->payload, false, std::move(fds));
+    case FrameType::kOpenFile:
+      return HandleOpen(session, header.request_id, frame->payload, true, std::move(fds));
+    case FrameType::kCancel:
+      return HandleCancel(session, frame->payload);
+    case FrameType::kClose:
+      return HandleClose(session, header.request_id, frame->payload);
+    case FrameType::kReattach:
+      return HandleReattach(session, header.request_id, frame->payload);
     case FrameType::kPing: {
       if (ReadMessage<v1::Ping>(frame->payload) == nullptr) break;
       flatbuffers::FlatBufferBuilder builder;
       builder.Finish(v1::CreatePong(builder));
-      Send(session, static_cast<uint16_t>(FrameType::kPong), 0, header.request_id, MessageBytes(builder));
+      Send(session, static_cast<uint16_t>(FrameType::kPong), 0, header.request_id,
+           MessageBytes(builder));
       return !session.doomed;
     }
-    default: break;
+    default:
+      break;
   }
-  Doom(session, "message of type " + std::to_string(static_cast<int>(header.type)) + " is malformed or not for the daemon");
+  Doom(session, "message of type " + std::to_string(static_cast<int>(header.type)) +
+                    " is malformed or not for the daemon");
   return false;
 }
 
-bool LeaseServer::HandleHello(Session& session, uint64_t request_id, std::span<const std::byte> payload) {
+bool LeaseServer::HandleHello(Session& session, uint64_t request_id,
+                              std::span<const std::byte> payload) {
   const v1::Hello* hello = ReadMessage<v1::Hello>(payload);
   if (hello == nullptr || session.greeted) {
     Doom(session, session.greeted ? "second hello" : "malformed hello");
@@ -202,22 +227,24 @@ bool LeaseServer::HandleHello(Session& session, uint64_t request_id, std::span<c
   }
   if (hello->protocol_major() != kProtocolMajor) {
     SendFailed(session, request_id,
-               FailedPreconditionError("this daemon speaks lease protocol " + std::to_string(kProtocolMajor) +
-                                       ", the client speaks " + std::to_string(hello->protocol_major()) +
-                                       "; use a libtrims of the daemon's version (" + kVersion + ")"));
+               FailedPreconditionError(
+                   "this daemon speaks lease protocol " + std::to_string(kProtocolMajor) +
+                   ", the client speaks " + std::to_string(hello->protocol_major()) +
+                   "; use a libtrims of the daemon's version (" + kVersion + ")"));
     Doom(session, "protocol of another major version");
     return false;
   }
   session.greeted = true;
   reactor_->CancelTimer(session.hello_deadline);
   flatbuffers::FlatBufferBuilder builder;
-  builder.Finish(v1::CreateWelcomeDirect(builder, kProtocolMajor, kProtocolMinor, kVersion, options_.daemon_instance,
-                                         session.id));
+  builder.Finish(v1::CreateWelcomeDirect(builder, kProtocolMajor, kProtocolMinor, kVersion,
+                                         options_.daemon_instance, session.id));
   Send(session, static_cast<uint16_t>(FrameType::kWelcome), 0, request_id, MessageBytes(builder));
   return !session.doomed;
 }
 
-bool LeaseServer::HandleOpen(Session& session, uint64_t request_id, std::span<const std::byte> payload, bool passed,
+bool LeaseServer::HandleOpen(Session& session, uint64_t request_id,
+                             std::span<const std::byte> payload, bool passed,
                              std::vector<UniqueFd> fds) {
   const v1::Open* open = nullptr;
   OpenRequest request;
@@ -243,9 +270,10 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id, std::span<co
     return false;
   }
   if (session.opens.size() >= kMaxOpensInFlightPerSession) {
-    SendFailed(session, request_id,
-               ResourceExhaustedError("this session has " + std::to_string(kMaxOpensInFlightPerSession) +
-                                      " opens in flight, the most allowed; wait for some"));
+    SendFailed(
+        session, request_id,
+        ResourceExhaustedError("this session has " + std::to_string(kMaxOpensInFlightPerSession) +
+                               " opens in flight, the most allowed; wait for some"));
     return !session.doomed;
   }
   request.session = session.id;
@@ -256,37 +284,44 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id, std::span<co
     const auto tier = registry_->TierByName("gpu:" + uuid);
     if (!tier) {
       SendFailed(session, request_id,
-                 FailedPreconditionError("this daemon serves no device \"" + uuid.substr(0, 64) +
-                                         "\"; open on the host tier, or see `trims doctor` for what it found"));
+                 FailedPreconditionError(
+                     "this daemon serves no device \"" + uuid.substr(0, 64) +
+                     "\"; open on the host tier, or see `trims doctor` for what it found"));
       return !session.doomed;
     }
     request.tier = *tier;
   }
   switch (open->granularity()) {
-    case v1::Granularity::Auto: break;
+    case v1::Granularity::Auto:
+      break;
     case v1::Granularity::Model:
     case v1::Granularity::Slab:
     case v1::Granularity::Layer:
       request.granularity = static_cast<store::Granularity>(open->granularity());
       break;
     default:
-      SendFailed(session, request_id, InvalidArgumentError("unknown sharing granularity " +
-                                                           std::to_string(static_cast<int>(open->granularity()))));
+      SendFailed(session, request_id,
+                 InvalidArgumentError("unknown sharing granularity " +
+                                      std::to_string(static_cast<int>(open->granularity()))));
       return !session.doomed;
   }
   if (open->expected_digest() != nullptr) {
-    Result<Digest> digest = Digest::FromBytes(open->expected_digest()->data(), open->expected_digest()->size());
+    Result<Digest> digest =
+        Digest::FromBytes(open->expected_digest()->data(), open->expected_digest()->size());
     if (!digest.ok()) {
-      SendFailed(session, request_id, InvalidArgumentError("expected " + digest.status().message()));
+      SendFailed(session, request_id,
+                 InvalidArgumentError("expected " + digest.status().message()));
       return !session.doomed;
     }
     request.expected = *digest;
   }
   if (open->keep_alive_ms() != -2) {
     // Longer than a year is for ever.
-    const bool forever = open->keep_alive_ms() < 0 || open->keep_alive_ms() > int64_t{366} * 24 * 3600 * 1000;
-    request.keep_alive = forever ? std::optional<Duration>()
-                                 : std::optional<Duration>(std::chrono::milliseconds(open->keep_alive_ms()));
+    const bool forever =
+        open->keep_alive_ms() < 0 || open->keep_alive_ms() > int64_t{366} * 24 * 3600 * 1000;
+    request.keep_alive =
+        forever ? std::optional<Duration>()
+                : std::optional<Duration>(std::chrono::milliseconds(open->keep_alive_ms()));
   }
   const store::SessionId id = session.id;
   const store::OpenId open_id = registry_->NewOpenId();
@@ -294,16 +329,18 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id, std::span<co
   in_flight.open = open_id;
   if (open->deadline_ms() != 0) {
     const uint64_t ms = std::min<uint64_t>(open->deadline_ms(), uint64_t{366} * 24 * 3600 * 1000);
-    in_flight.deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(ms), [this, id, request_id, ms] {
-      Session* const found = Find(id);
-      if (found == nullptr) return;
-      const auto it = found->opens.find(request_id);
-      if (it == found->opens.end()) return;
-      registry_->CancelOpen(it->second.open);
-      found->opens.erase(it);
-      SendFailed(*found, request_id,
-                 DeadlineExceededError("the model was not ready within " + std::to_string(ms) + " ms"));
-    });
+    in_flight.deadline =
+        reactor_->RunAt(Now() + std::chrono::milliseconds(ms), [this, id, request_id, ms] {
+          Session* const found = Find(id);
+          if (found == nullptr) return;
+          const auto it = found->opens.find(request_id);
+          if (it == found->opens.end()) return;
+          registry_->CancelOpen(it->second.open);
+          found->opens.erase(it);
+          SendFailed(*found, request_id,
+                     DeadlineExceededError("the model was not ready within " + std::to_string(ms) +
+                                           " ms"));
+        });
   }
   Registry::Progress progress;
   if (open->want_progress()) {
@@ -313,7 +350,8 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id, std::span<co
       if (found == nullptr || !found->backlog.empty()) return;
       flatbuffers::FlatBufferBuilder builder;
       builder.Finish(v1::CreateProgress(builder, static_cast<v1::Phase>(phase), done, total));
-      Send(*found, static_cast<uint16_t>(FrameType::kProgress), 0, request_id, MessageBytes(builder));
+      Send(*found, static_cast<uint16_t>(FrameType::kProgress), 0, request_id,
+           MessageBytes(builder));
     };
   }
   registry_->Open(
@@ -336,12 +374,14 @@ void LeaseServer::FinishOpen(store::SessionId session, uint64_t request_id, Open
 
 void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenResult& result) {
   if (result.lent == nullptr) {
-    return SendFailed(session, request_id, InternalError("the model is resident but can not be described"));
+    return SendFailed(session, request_id,
+                      InternalError("the model is resident but can not be described"));
   }
   const LentReplica& lent = *result.lent;
   static thread_local flatbuffers::FlatBufferBuilder builder(4096);
   builder.Clear();
-  const auto digest = builder.CreateVector(lent.key.model.bytes.data(), lent.key.model.bytes.size());
+  const auto digest =
+      builder.CreateVector(lent.key.model.bytes.data(), lent.key.model.bytes.size());
   const auto sizes = builder.CreateVector(lent.extent_bytes);
   const auto directory = lent.directory.empty() ? 0 : builder.CreateString(lent.directory);
   v1::OpenedBuilder opened(builder);
@@ -361,9 +401,11 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
   std::vector<int> fds;
   fds.push_back(lent.index->PeekFd());
   size_t next = 0;
-  while (next < lent.extents.size() && fds.size() < kMaxFdsPerPacket) fds.push_back(lent.extents[next++]->fd.get());
-  Send(session, static_cast<uint16_t>(FrameType::kOpened), next < lent.extents.size() ? kFrameFlagMore : 0, request_id,
-       MessageBytes(builder), std::move(fds), result.lent);
+  while (next < lent.extents.size() && fds.size() < kMaxFdsPerPacket)
+    fds.push_back(lent.extents[next++]->fd.get());
+  Send(session, static_cast<uint16_t>(FrameType::kOpened),
+       next < lent.extents.size() ? kFrameFlagMore : 0, request_id, MessageBytes(builder),
+       std::move(fds), result.lent);
   while (next < lent.extents.size() && !session.doomed) {
     builder.Clear();
     builder.Finish(v1::CreateOpenedMore(builder, static_cast<uint32_t>(next)));
@@ -371,18 +413,21 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
     while (next < lent.extents.size() && more.size() < kMaxFdsPerPacket) {
       more.push_back(lent.extents[next++]->fd.get());
     }
-    Send(session, static_cast<uint16_t>(FrameType::kOpenedMore), next < lent.extents.size() ? kFrameFlagMore : 0,
-         request_id, MessageBytes(builder), std::move(more), result.lent);
+    Send(session, static_cast<uint16_t>(FrameType::kOpenedMore),
+         next < lent.extents.size() ? kFrameFlagMore : 0, request_id, MessageBytes(builder),
+         std::move(more), result.lent);
   }
 }
 
-bool LeaseServer::HandleClose(Session& session, uint64_t request_id, std::span<const std::byte> payload) {
+bool LeaseServer::HandleClose(Session& session, uint64_t request_id,
+                              std::span<const std::byte> payload) {
   const v1::Close* close = ReadMessage<v1::Close>(payload);
   if (close == nullptr) {
     Doom(session, "malformed Close");
     return false;
   }
-  const Status status = registry_->Close(session.id, close->lease_id(), close->peak_internal_bytes());
+  const Status status =
+      registry_->Close(session.id, close->lease_id(), close->peak_internal_bytes());
   if (!status.ok()) {
     SendFailed(session, request_id, status);
     return !session.doomed;
@@ -406,24 +451,28 @@ bool LeaseServer::HandleCancel(Session& session, std::span<const std::byte> payl
   if (it->second.deadline != 0) reactor_->CancelTimer(it->second.deadline);
   registry_->CancelOpen(it->second.open);
   session.opens.erase(it);
-  SendFailed(session, cancel->open_request_id(), CancelledError("the open was cancelled by its client"));
+  SendFailed(session, cancel->open_request_id(),
+             CancelledError("the open was cancelled by its client"));
   return !session.doomed;
 }
 
-bool LeaseServer::HandleReattach(Session& session, uint64_t request_id, std::span<const std::byte> payload) {
+bool LeaseServer::HandleReattach(Session& session, uint64_t request_id,
+                                 std::span<const std::byte> payload) {
   const v1::Reattach* reattach = ReadMessage<v1::Reattach>(payload);
   if (reattach == nullptr || session.opens.contains(request_id)) {
     Doom(session, "malformed Reattach");
     return false;
   }
-  const Result<Digest> digest = Digest::FromBytes(reattach->digest()->data(), reattach->digest()->size());
+  const Result<Digest> digest =
+      Digest::FromBytes(reattach->digest()->data(), reattach->digest()->size());
   const auto granularity = static_cast<store::Granularity>(reattach->granularity());
   std::optional<store::TierIndex> tier = 0;
   if (reattach->tier() != v1::TierKind::Host) {
-    tier = registry_->TierByName("gpu:" +
-                                 (reattach->device_uuid() == nullptr ? "" : reattach->device_uuid()->str()));
+    tier = registry_->TierByName(
+        "gpu:" + (reattach->device_uuid() == nullptr ? "" : reattach->device_uuid()->str()));
   }
-  if (!digest.ok() || !tier || granularity < store::Granularity::kModel || granularity > store::Granularity::kLayer) {
+  if (!digest.ok() || !tier || granularity < store::Granularity::kModel ||
+      granularity > store::Granularity::kLayer) {
     SendFailed(session, request_id, InvalidArgumentError("Reattach names no replica"));
     return !session.doomed;
   }
@@ -436,7 +485,8 @@ bool LeaseServer::HandleReattach(Session& session, uint64_t request_id, std::spa
                         Session* const found = Find(id);
                         if (found == nullptr) return;
                         found->opens.erase(request_id);
-                        if (!result.status.ok()) return SendFailed(*found, request_id, result.status);
+                        if (!result.status.ok())
+                          return SendFailed(*found, request_id, result.status);
                         flatbuffers::FlatBufferBuilder builder;
                         builder.Finish(v1::CreateReattached(builder, result.lease));
                         Send(*found, static_cast<uint16_t>(FrameType::kReattached), 0, request_id,
@@ -445,11 +495,12 @@ bool LeaseServer::HandleReattach(Session& session, uint64_t request_id, std::spa
   return !session.doomed;
 }
 
-void LeaseServer::SendFailed(Session& session, uint64_t request_id, const Status& status, const OpenResult* result) {
+void LeaseServer::SendFailed(Session& session, uint64_t request_id, const Status& status,
+                             const OpenResult* result) {
   flatbuffers::FlatBufferBuilder builder;
   const std::string message = status.message().substr(0, kMaxPacketBytes / 2);
-  builder.Finish(v1::CreateFailedDirect(builder, static_cast<int32_t>(status.code()), message.c_str(),
-                                        result == nullptr ? 0 : result->need_bytes,
+  builder.Finish(v1::CreateFailedDirect(builder, static_cast<int32_t>(status.code()),
+                                        message.c_str(), result == nullptr ? 0 : result->need_bytes,
                                         result == nullptr ? 0 : result->free_bytes,
                                         result == nullptr ? 0 : result->evictable_bytes));
   Send(session, static_cast<uint16_t>(FrameType::kFailed), 0, request_id, MessageBytes(builder));
@@ -464,7 +515,8 @@ void LeaseServer::Send(Session& session, uint16_t type, uint16_t flags, uint64_t
   if (session.backlog.empty()) {
     const Status status = SendPacket(session.socket.get(), header, payload, fds);
     if (status.ok()) return;
-    if (status.code() != StatusCode::kDeadlineExceeded && status.code() != StatusCode::kResourceExhausted) {
+    if (status.code() != StatusCode::kDeadlineExceeded &&
+        status.code() != StatusCode::kResourceExhausted) {
       return Doom(session, status.code() == StatusCode::kUnavailable ? "" : status.message());
     }
   }
@@ -481,20 +533,24 @@ void LeaseServer::Send(Session& session, uint16_t type, uint16_t flags, uint64_t
   if (!session.wants_write) {
     session.wants_write = true;
     reactor_->ChangeEvents(session.socket.get(), EPOLLIN | EPOLLRDHUP | EPOLLOUT);
-    session.send_deadline =
-        reactor_->RunAt(Now() + std::chrono::milliseconds(kSendDeadlineMs), [this, id = session.id] {
-          if (Session* const found = Find(id)) Doom(*found, "does not read its answers");
-        });
+    session.send_deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(kSendDeadlineMs),
+                                            [this, id = session.id] {
+                                              if (Session* const found = Find(id))
+                                                Doom(*found, "does not read its answers");
+                                            });
   }
 }
 
 void LeaseServer::Flush(Session& session) {
   while (!session.backlog.empty()) {
     const Packet& packet = session.backlog.front();
-    const Status status = SendPacket(session.socket.get(), std::span(packet.bytes).first(kFrameHeaderBytes),
-                                     std::span(packet.bytes).subspan(kFrameHeaderBytes), packet.fds);
+    const Status status =
+        SendPacket(session.socket.get(), std::span(packet.bytes).first(kFrameHeaderBytes),
+                   std::span(packet.bytes).subspan(kFrameHeaderBytes), packet.fds);
     if (!status.ok()) {
-      if (status.code() == StatusCode::kDeadlineExceeded || status.code() == StatusCode::kResourceExhausted) return;
+      if (status.code() == StatusCode::kDeadlineExceeded ||
+          status.code() == StatusCode::kResourceExhausted)
+        return;
       return Doom(session, status.code() == StatusCode::kUnavailable ? "" : status.message());
     }
     session.backlog.pop_front();
@@ -517,7 +573,10 @@ void LeaseServer::End(store::SessionId id, const std::string& reason) {
   const std::unique_ptr<Session> session = std::move(it->second);
   sessions_.erase(it);
   if (!reason.empty()) {
-    LogInfo("session ended", {{"session", id}, {"uid", session->peer.uid}, {"pid", session->peer.pid}, {"reason", reason}});
+    LogInfo("session ended", {{"session", id},
+                              {"uid", session->peer.uid},
+                              {"pid", session->peer.pid},
+                              {"reason", reason}});
   }
   reactor_->Unwatch(session->socket.get());
   if (session->peer.pidfd.valid()) reactor_->Unwatch(session->peer.pidfd.get());

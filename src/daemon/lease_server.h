@@ -53,16 +53,18 @@ class LeaseServer final {
   void OnReadable(Session& session);
   bool HandlePacket(Session& session, std::span<const std::byte> packet, std::vector<UniqueFd> fds);
   bool HandleHello(Session& session, uint64_t request_id, std::span<const std::byte> payload);
-  bool HandleOpen(Session& session, uint64_t request_id, std::span<const std::byte> payload, bool passed,
-                  std::vector<UniqueFd> fds);
+  bool HandleOpen(Session& session, uint64_t request_id, std::span<const std::byte> payload,
+                  bool passed, std::vector<UniqueFd> fds);
   bool HandleClose(Session& session, uint64_t request_id, std::span<const std::byte> payload);
   bool HandleCancel(Session& session, std::span<const std::byte> payload);
   bool HandleReattach(Session& session, uint64_t request_id, std::span<const std::byte> payload);
   void FinishOpen(store::SessionId session, uint64_t request_id, OpenResult result);
   void SendOpened(Session& session, uint64_t request_id, const OpenResult& result);
-  void SendFailed(Session& session, uint64_t request_id, const Status& status, const OpenResult* result = nullptr);
-  void Send(Session& session, uint16_t type, uint16_t flags, uint64_t request_id, std::span<const std::byte> payload,
-            std::vector<int> fds = {}, std::shared_ptr<const LentReplica> keep = nullptr);
+  void SendFailed(Session& session, uint64_t request_id, const Status& status,
+                  const OpenResult* result = nullptr);
+  void Send(Session& session, uint16_t type, uint16_t flags, uint64_t request_id,
+            std::span<const std::byte> payload, std::vector<int> fds = {},
+            std::shared_ptr<const LentReplica> keep = nullptr);
   void Flush(Session& session);
   void Doom(Session& session, const std::string& reason);
   void End(store::SessionId id, const std::string& reason);

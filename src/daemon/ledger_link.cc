@@ -18,10 +18,11 @@ struct Header {
 static_assert(sizeof(Header) + kMaxLinkKeyBytes + kMaxLinkBodyBytes <= kMaxPacketBytes);
 }  // namespace
 
-Status SendLink(int socket, LinkType type, const std::string& key, const std::string& body, int fd) {
+Status SendLink(int socket, LinkType type, const std::string& key, const std::string& body,
+                int fd) {
   if (key.size() > kMaxLinkKeyBytes || body.size() > kMaxLinkBodyBytes) {
-    return InvalidArgumentError("ledger entry too large: key " + std::to_string(key.size()) + " bytes, body " +
-                                std::to_string(body.size()) + " bytes");
+    return InvalidArgumentError("ledger entry too large: key " + std::to_string(key.size()) +
+                                " bytes, body " + std::to_string(body.size()) + " bytes");
   }
   const Header header{static_cast<uint32_t>(type), static_cast<uint32_t>(key.size()),
                       static_cast<uint32_t>(body.size()), fd >= 0 ? 1u : 0u};

@@ -16,11 +16,11 @@ namespace trims {
 
 enum class LinkType : uint32_t {
   // keeper -> worker, in this order at start
-  kStart = 1,        // body: StartMessage text
-  kEntry = 2,        // key, body, descriptor; once per ledger entry
+  kStart = 1,  // body: StartMessage text
+  kEntry = 2,  // key, body, descriptor; once per ledger entry
   kEntriesEnd = 3,
   // keeper -> worker, later
-  kConfig = 4,       // body: configuration text
+  kConfig = 4,  // body: configuration text
   kStop = 5,
   // worker -> keeper
   kReady = 16,       // The worker serves.
@@ -40,7 +40,8 @@ inline constexpr size_t kMaxLinkBodyBytes = 56 * 1024;
 inline constexpr size_t kMaxLinkKeyBytes = 1024;
 
 // `fd` is borrowed; -1 for none. UNAVAILABLE when the other side is gone.
-Status SendLink(int socket, LinkType type, const std::string& key, const std::string& body, int fd = -1);
+Status SendLink(int socket, LinkType type, const std::string& key, const std::string& body,
+                int fd = -1);
 
 // UNAVAILABLE at end of file; DEADLINE_EXCEEDED when the socket is non-blocking and empty.
 Result<LinkMessage> ReceiveLink(int socket);

@@ -42,11 +42,14 @@ uint64_t ControlGroupLimit(const std::string& root) {
 
 }  // namespace
 
-uint64_t UsableMemoryBytes(const std::string& root) { return std::min(MemTotal(root), ControlGroupLimit(root)); }
+uint64_t UsableMemoryBytes(const std::string& root) {
+  return std::min(MemTotal(root), ControlGroupLimit(root));
+}
 
 uint64_t HostBudgetBytes(const DaemonConfig& config, const std::string& root) {
   if (config.host_capacity_bytes) return *config.host_capacity_bytes;
-  return static_cast<uint64_t>(static_cast<double>(UsableMemoryBytes(root)) * config.memory_percentage);
+  return static_cast<uint64_t>(static_cast<double>(UsableMemoryBytes(root)) *
+                               config.memory_percentage);
 }
 
 }  // namespace trims

@@ -29,21 +29,25 @@ constexpr char kPinPrefix[] = "pin/";
 constexpr char kRhoKey[] = "rho";
 
 std::string UnknownDigestText(const Digest& digest) {
-  return "no model with digest " + digest.ToString() + " that you may use; open it by name, or pass its file";
+  return "no model with digest " + digest.ToString() +
+         " that you may use; open it by name, or pass its file";
 }
 
 std::string FileKey(const std::vector<FileIdentity>& identities) {
   std::string key = "files";
   for (const FileIdentity& file : identities) {
-    key += ' ' + std::to_string(file.device) + ':' + std::to_string(file.inode) + ':' + std::to_string(file.size) +
-           ':' + std::to_string(file.mtime_ns) + ':' + std::to_string(file.ctime_ns);
+    key += ' ' + std::to_string(file.device) + ':' + std::to_string(file.inode) + ':' +
+           std::to_string(file.size) + ':' + std::to_string(file.mtime_ns) + ':' +
+           std::to_string(file.ctime_ns);
   }
   return key;
 }
 
 // Puts bytes into a sealed memfd of their own.
-Result<std::shared_ptr<const ReadOnlyRegion>> SealBytes(const std::string& label, std::string_view bytes) {
-  ASSIGN_OR_RETURN(WritableRegion region, WritableRegion::Create(label, bytes.size(), PageKind::kPlain));
+Result<std::shared_ptr<const ReadOnlyRegion>> SealBytes(const std::string& label,
+                                                        std::string_view bytes) {
+  ASSIGN_OR_RETURN(WritableRegion region,
+                   WritableRegion::Create(label, bytes.size(), PageKind::kPlain));
   if (region.has_large_pages()) {
     std::memcpy(region.bytes().data(), bytes.data(), bytes.size());
   } else {
@@ -53,7 +57,8 @@ Result<std::shared_ptr<const ReadOnlyRegion>> SealBytes(const std::string& label
   return std::shared_ptr<const ReadOnlyRegion>(std::make_shared<ReadOnlyRegion>(std::move(sealed)));
 }
 
-Result<std::shared_ptr<const ReadOnlyRegion>> MakeIndex(const ModelManifest& manifest, const Layout& layout) {
+Result<std::shared_ptr<const ReadOnlyRegion>> MakeIndex(const ModelManifest& manifest,
+                                                        const Layout& layout) {
   return SealBytes("trims-index", BuildTensorIndex(manifest, layout));
 }
 
@@ -65,7 +70,8 @@ int DefaultThreads(int configured, int most) {
 // Forwards progress of a load to the reactor, not more often than clients want it.
 class ProgressThrottle final {
  public:
-  explicit ProgressThrottle(std::function<void(uint64_t, uint64_t)> forward) : forward_(std::move(forward)) {}
+  explicit ProgressThrottle(std::function<void(uint64_t, uint64_t)> forward)
+      : forward_(std::move(forward)) {}
   void operator()(uint64_t done, uint64_t total) {
     const int64_t now = Now().time_since_epoch().count();
     int64_t last = last_.load(std::memory_order_relaxed);
@@ -81,7 +87,8 @@ class ProgressThrottle final {
 
 }  // namespace
 
-Result<std::shared_ptr<const Layout>> ModelContents::LayoutAt(Granularity granularity, uint64_t slab_bytes) {
+Result<std::shared_ptr<const Layout>> ModelContents::LayoutAt(Granularity granularity,
+                                                              uint64_t slab_bytes) {
   std::shared_ptr<const Layout>& slot = layouts[static_cast<size_t>(granularity)];
   if (slot == nullptr) {
     ASSIGN_OR_RETURN(Layout layout, MakeLayout(*manifest, granularity, slab_bytes));
@@ -99,7 +106,7 @@ struct Registry::Pending {
   bool retried = false;                     // After a file changed under the load.
   std::string resolving;                    // Key of the resolve it waits for; "" when none.
   std::shared_ptr<ModelContents> contents;  // Once known.
-  Readable readable;                         // Of a passed descriptor.
+  Readable readable;                        // Of a passed descriptor.
   std::optional<ReplicaKey> replica;        // Once asked of the store.
   bool resident_only = false;               // Asked as OpenResidentAsked.
   Time asked_at = Now();
@@ -132,11 +139,11 @@ Registry::Registry(Reactor* reactor, Options options)
       catalogue_(std::move(options.catalogue)),
       sidecars_(std::move(options.sidecars)),
       id_base_(options.id_base),
-      profile_(config_.write_profile
-                   ? std::make_unique<Profile>(ProfileServer{std::string(store::PolicyName(config_.eviction_policy)),
-                                                             config_.estimation_rate, config_.persist_cpu,
-                                                             config_.memory_percentage, config_.base_dir})
-                   : std::make_unique<Profile>()) {
+      profile_(config_.write_profile ? std::make_unique<Profile>(ProfileServer{
+                                           std::string(store::PolicyName(config_.eviction_policy)),
+                                           config_.estimation_rate, config_.persist_cpu,
+                                           config_.memory_percentage, config_.base_dir})
+                                     : std::make_unique<Profile>()) {
   TRIMS_CHECK(!tiers_.empty() && tiers_.size() == budgets_.size());
   store_ = std::make_unique<store::Store>(StoreConfig(config_));
   next_open_ = id_base_;
@@ -157,7 +164,8 @@ Registry::~Registry() {
 
 store::Config Registry::StoreConfig(const DaemonConfig& config) const {
   store::Config result;
-  for (size_t i = 0; i < tiers_.size(); ++i) result.tiers.push_back({tiers_[i]->name(), budgets_[i]});
+  for (size_t i = 0; i < tiers_.size(); ++i)
+    result.tiers.push_back({tiers_[i]->name(), budgets_[i]});
   result.policy = config.eviction_policy;
   result.estimation_rate = config.estimation_rate;
   result.estimate_with_internal_memory = config.estimate_with_internal_memory;
@@ -247,15 +255,17 @@ void Registry::OpenNamed(store::OpenId id) {
   }
   StartResolve("name " + name, id, *named_pool_,
                [path = entry->path, name]() -> Result<std::shared_ptr<const Source>> {
-                 ASSIGN_OR_RETURN(Source source, Source::OpenPath(path, CanonicalDirectoryName(name)));
+                 ASSIGN_OR_RETURN(Source source,
+                                  Source::OpenPath(path, CanonicalDirectoryName(name)));
                  return std::shared_ptr<const Source>(std::make_shared<Source>(std::move(source)));
                });
 }
 
 void Registry::OpenPassed(store::OpenId id) {
   Pending& pending = *pending_.at(id);
-  const std::string label =
-      pending.request.label.empty() ? "the passed descriptor" : "passed file \"" + pending.request.label + "\"";
+  const std::string label = pending.request.label.empty()
+                                ? "the passed descriptor"
+                                : "passed file \"" + pending.request.label + "\"";
   Result<Source> source = Source::FromDescriptor(std::move(pending.request.file), label);
   if (!source.ok()) return Fail(id, OpenResult{source.status()});
   auto shared = std::make_shared<const Source>(*std::move(source));
@@ -317,8 +327,9 @@ void Registry::StartResolve(const std::string& key, store::OpenId id, LoaderPool
         result = source.status();
       } else if ((*source)->total_bytes() > bytes_max) {
         // Not worth hashing, which for a large sparse file would take hours.
-        result = ResourceExhaustedError((*source)->description() + " has " + FormatSize((*source)->total_bytes()) +
-                                        ", more than the largest budget of this daemon, " + FormatSize(bytes_max));
+        result = ResourceExhaustedError(
+            (*source)->description() + " has " + FormatSize((*source)->total_bytes()) +
+            ", more than the largest budget of this daemon, " + FormatSize(bytes_max));
       } else {
         result = Ingest(**source, sidecars_.get(), *control, threads);
       }
@@ -392,9 +403,10 @@ void Registry::Proceed(store::OpenId id, std::shared_ptr<ModelContents> contents
   const OpenRequest& request = pending.request;
   const Digest& digest = contents->manifest->digest;
   if (request.expected && *request.expected != digest) {
-    return Fail(id, OpenResult{DataLossError("\"" + (request.model.empty() ? request.label : request.model) +
-                                             "\" holds " + digest.ToString() + ", expected " +
-                                             request.expected->ToString())});
+    return Fail(id,
+                OpenResult{DataLossError(
+                    "\"" + (request.model.empty() ? request.label : request.model) + "\" holds " +
+                    digest.ToString() + ", expected " + request.expected->ToString())});
   }
   if (request.resolve_only) {
     const auto it = pending_.find(id);
@@ -408,16 +420,19 @@ void Registry::Proceed(store::OpenId id, std::shared_ptr<ModelContents> contents
   if (request.granularity) {
     granularity = *request.granularity;
   } else {
-    if (!contents->chosen) contents->chosen = ChooseGranularity(rho_, *contents->manifest, config_.slab_bytes);
+    if (!contents->chosen)
+      contents->chosen = ChooseGranularity(rho_, *contents->manifest, config_.slab_bytes);
     granularity = *contents->chosen;
   }
-  Result<std::shared_ptr<const Layout>> layout = contents->LayoutAt(granularity, config_.slab_bytes);
+  Result<std::shared_ptr<const Layout>> layout =
+      contents->LayoutAt(granularity, config_.slab_bytes);
   if (!layout.ok()) return Fail(id, OpenResult{layout.status()});
   pending.replica = ReplicaKey{digest, request.tier, granularity};
   waiting_[*pending.replica].insert(id);
   // The common case costs no plan: what is resident is leased by its key. The
   // store answers NOT_FOUND when this client may not have it on these grounds.
-  const bool simple = request.take_lease && pending.readable.source == nullptr && !request.keep_alive;
+  const bool simple =
+      request.take_lease && pending.readable.source == nullptr && !request.keep_alive;
   const Status status = AskStore(pending, simple && lent_.contains(*pending.replica));
   if (!status.ok()) Fail(id, OpenResult{status});
 }
@@ -441,11 +456,12 @@ Status Registry::AskStore(Pending& pending, bool resident_only) {
   ASSIGN_OR_RETURN(const std::shared_ptr<const Layout> layout,
                    pending.contents->LayoutAt(key.granularity, config_.slab_bytes));
   store::ModelPlan plan = MakePlan(*pending.contents->manifest, *layout, NameOf(key.model));
-  for (store::Extent& extent : plan.extents) extent.bytes = tiers_[key.tier]->AllocationBytes(extent.bytes);
+  for (store::Extent& extent : plan.extents)
+    extent.bytes = tiers_[key.tier]->AllocationBytes(extent.bytes);
   plan.is_public = pending.contents->is_public;
   if (rho_.read_bytes_per_second > 0) {
-    plan.reload_cost = std::chrono::duration_cast<Duration>(
-        std::chrono::duration<double>(static_cast<double>(plan.weight_bytes) / rho_.read_bytes_per_second));
+    plan.reload_cost = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(
+        static_cast<double>(plan.weight_bytes) / rho_.read_bytes_per_second));
   }
   if (request.take_lease) {
     store::OpenAsked asked;
@@ -504,7 +520,8 @@ void Registry::CancelOpen(store::OpenId id) {
   }
 }
 
-Status Registry::Close(store::SessionId session, store::LeaseId lease, uint64_t peak_internal_bytes) {
+Status Registry::Close(store::SessionId session, store::LeaseId lease,
+                       uint64_t peak_internal_bytes) {
   if (!store_->HasLease(session, lease)) {
     return NotFoundError("this session holds no lease " + std::to_string(lease));
   }
@@ -572,14 +589,16 @@ void Registry::Do(store::StartLoad& action) {
   // Any open that waits for it and brought a descriptor will do as a source.
   Readable readable = contents->readable;
   LoaderPool* pool = named_pool_.get();
-  if (const auto waiting = waiting_.find(action.replica); readable.source == nullptr && waiting != waiting_.end()) {
+  if (const auto waiting = waiting_.find(action.replica);
+      readable.source == nullptr && waiting != waiting_.end()) {
     for (const store::OpenId open : waiting->second) {
       if (pending_.at(open)->readable.manifest == nullptr) continue;
       readable = pending_.at(open)->readable;
       pool = readable.source->has_forgeable_identity() ? foreign_pool_.get() : passed_pool_.get();
     }
   }
-  Result<std::shared_ptr<const Layout>> layout = contents->LayoutAt(action.replica.granularity, config_.slab_bytes);
+  Result<std::shared_ptr<const Layout>> layout =
+      contents->LayoutAt(action.replica.granularity, config_.slab_bytes);
   std::vector<uint32_t> wanted;
   if (layout.ok()) {
     std::set<Digest> missing;
@@ -594,47 +613,54 @@ void Registry::Do(store::StartLoad& action) {
   const ReplicaKey replica = load->replica;
   loads_.emplace(id, std::move(load));
   if (!layout.ok() || readable.source == nullptr) {
-    const Status status = !layout.ok() ? layout.status()
-                                       : FailedPreconditionError("the file of " + NameOf(action.replica.model) +
-                                                                 " is no longer open; open it again");
+    const Status status =
+        !layout.ok() ? layout.status()
+                     : FailedPreconditionError("the file of " + NameOf(action.replica.model) +
+                                               " is no longer open; open it again");
     // Not from inside the store's own actions.
     reactor_->Post([this, id, status] { FinishLoad(id, status, nullptr, Duration{}); });
     return;
   }
-  auto throttle = std::make_shared<ProgressThrottle>([this, replica](uint64_t done, uint64_t total) {
-    reactor_->Post([this, replica, done, total] { ReportProgress(replica, OpenPhase::kLoading, done, total); });
-  });
-  control->on_progress = [throttle](uint64_t done, uint64_t total) { (*throttle)(done, total); };
-  LogInfo("loading", {{"model", NameOf(replica.model)}, {"digest", replica.model.ToShort()},
-                      {"tier", tiers_[replica.tier]->name()}, {"bytes", bytes}});
-  Tier* const tier = tiers_[replica.tier].get();
-  std::shared_ptr<const ReadOnlyRegion> index = contents->indexes[static_cast<size_t>(replica.granularity)];
-  pool->Run([this, id, tier, contents, readable, layout = *layout, wanted, control, index]() mutable {
-        const Time start = Now();
-        LoadJob job;
-        job.manifest = readable.manifest.get();
-        job.source = readable.source.get();
-        for (const uint32_t i : wanted) job.extents.push_back(&layout->extents[i]);
-        Result<std::vector<ResidentExtent>> result = std::vector<ResidentExtent>();
-        if (control->cancelled) {
-          result = CancelledError("nobody waits for this load any more");
-        } else if (!job.extents.empty()) {
-          result = tier->Load(job, *control);
-        }
-        if (result.ok() && index == nullptr) {
-          Result<std::shared_ptr<const ReadOnlyRegion>> made = MakeIndex(*contents->manifest, *layout);
-          if (made.ok()) {
-            index = *made;
-          } else {
-            result = made.status();
-          }
-        }
-        const Duration took = Now() - start;
-        reactor_->Post([this, id, index, took, result = std::make_shared<Result<std::vector<ResidentExtent>>>(
-                                                   std::move(result))] {
-          FinishLoad(id, std::move(*result), index, took);
+  auto throttle =
+      std::make_shared<ProgressThrottle>([this, replica](uint64_t done, uint64_t total) {
+        reactor_->Post([this, replica, done, total] {
+          ReportProgress(replica, OpenPhase::kLoading, done, total);
         });
       });
+  control->on_progress = [throttle](uint64_t done, uint64_t total) { (*throttle)(done, total); };
+  LogInfo("loading", {{"model", NameOf(replica.model)},
+                      {"digest", replica.model.ToShort()},
+                      {"tier", tiers_[replica.tier]->name()},
+                      {"bytes", bytes}});
+  Tier* const tier = tiers_[replica.tier].get();
+  std::shared_ptr<const ReadOnlyRegion> index =
+      contents->indexes[static_cast<size_t>(replica.granularity)];
+  pool->Run([this, id, tier, contents, readable, layout = *layout, wanted, control,
+             index]() mutable {
+    const Time start = Now();
+    LoadJob job;
+    job.manifest = readable.manifest.get();
+    job.source = readable.source.get();
+    for (const uint32_t i : wanted) job.extents.push_back(&layout->extents[i]);
+    Result<std::vector<ResidentExtent>> result = std::vector<ResidentExtent>();
+    if (control->cancelled) {
+      result = CancelledError("nobody waits for this load any more");
+    } else if (!job.extents.empty()) {
+      result = tier->Load(job, *control);
+    }
+    if (result.ok() && index == nullptr) {
+      Result<std::shared_ptr<const ReadOnlyRegion>> made = MakeIndex(*contents->manifest, *layout);
+      if (made.ok()) {
+        index = *made;
+      } else {
+        result = made.status();
+      }
+    }
+    const Duration took = Now() - start;
+    reactor_->Post([this, id, index, took,
+                    result = std::make_shared<Result<std::vector<ResidentExtent>>>(
+                        std::move(result))] { FinishLoad(id, std::move(*result), index, took); });
+  });
 }
 
 void Registry::FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> result,
@@ -648,7 +674,8 @@ void Registry::FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> 
   profile_->Span("load_owned", "load", load->started, Now(), {{"model_name", name}});
   if (!result.ok()) {
     if (result.status().code() != StatusCode::kCancelled) {
-      LogWarn("load failed", {{"model", name}, {"tier", tiers_[replica.tier]->name()},
+      LogWarn("load failed", {{"model", name},
+                              {"tier", tiers_[replica.tier]->name()},
                               {"reason", result.status().ToString()}});
     }
     Apply(store::LoadFailed{id, result.status()});
@@ -674,24 +701,30 @@ void Registry::FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> 
     rho_.read_bytes_per_second =
         rho_.read_bytes_per_second > 0 ? 0.75 * rho_.read_bytes_per_second + 0.25 * rate : rate;
   }
-  LogInfo("loaded", {{"model", name}, {"digest", replica.model.ToShort()}, {"tier", tiers_[replica.tier]->name()},
-                     {"bytes", bytes}, {"took", FormatDuration(took)}});
+  LogInfo("loaded", {{"model", name},
+                     {"digest", replica.model.ToShort()},
+                     {"tier", tiers_[replica.tier]->name()},
+                     {"bytes", bytes},
+                     {"took", FormatDuration(took)}});
   std::vector<store::Action> actions = store_->Apply(store::LoadFinished{id}, Now());
   LedgerPutReplica(replica);
   Execute(std::move(actions));
 }
 
 void Registry::Do(store::CancelLoad& action) {
-  if (const auto it = loads_.find(action.load); it != loads_.end()) it->second->control->cancelled = true;
-  if (const auto it = adoptions_.find(action.load); it != adoptions_.end()) it->second->control->cancelled = true;
+  if (const auto it = loads_.find(action.load); it != loads_.end())
+    it->second->control->cancelled = true;
+  if (const auto it = adoptions_.find(action.load); it != adoptions_.end())
+    it->second->control->cancelled = true;
 }
 
 void Registry::Do(store::ReleaseExtents& action) {
   std::set<Digest> released(action.extents.begin(), action.extents.end());
   for (auto it = lent_.begin(); it != lent_.end();) {
-    const bool gone = it->first.tier == action.tier &&
-                      std::any_of(it->second->extents.begin(), it->second->extents.end(),
-                                  [&](const auto& extent) { return released.contains(extent->key); });
+    const bool gone =
+        it->first.tier == action.tier &&
+        std::any_of(it->second->extents.begin(), it->second->extents.end(),
+                    [&](const auto& extent) { return released.contains(extent->key); });
     if (gone) LedgerDrop(ReplicaEntryKey(it->first));
     it = gone ? lent_.erase(it) : std::next(it);
   }
@@ -723,11 +756,13 @@ void Registry::Do(store::ReplyLease& action) {
   result.loaded = action.loaded;
   result.replica = action.replica;
   result.lent = LentReplicaOf(action.replica);
-  if (pending->readable.source != nullptr && pending->contents->proved_uids.insert(pending->request.uid).second) {
+  if (pending->readable.source != nullptr &&
+      pending->contents->proved_uids.insert(pending->request.uid).second) {
     LedgerPutReplica(action.replica);  // Who may have it outlives this worker.
   }
   if (profile_->enabled()) {
-    profile_->Span("open", "grpc", pending->asked_at, Now(), {{"model_name", NameOf(action.replica.model)}});
+    profile_->Span("open", "grpc", pending->asked_at, Now(),
+                   {{"model_name", NameOf(action.replica.model)}});
   }
   pending->done(std::move(result));
 }
@@ -759,8 +794,9 @@ void Registry::Do(store::ReplyError& action) {
     });
     return;
   }
-  if (action.status.code() == StatusCode::kAborted && !pending.retried && pending.readable.source == nullptr &&
-      pending.contents != nullptr && ParseModelReference(pending.request.model).ok() &&
+  if (action.status.code() == StatusCode::kAborted && !pending.retried &&
+      pending.readable.source == nullptr && pending.contents != nullptr &&
+      ParseModelReference(pending.request.model).ok() &&
       !ParseModelReference(pending.request.model)->digest) {
     // The file changed between looking at it and loading it: look again, once.
     pending.retried = true;
@@ -796,15 +832,18 @@ void Registry::Do(store::Notify& action) {
       LedgerDrop(ReplicaEntryKey(action.replica));
       if (action.kind == Kind::kQuarantined) {
         LogError("wrong bytes in a resident model, quarantined",
-                 {{"model", NameOf(action.replica.model)}, {"digest", action.replica.model.ToString()},
-                  {"tier", tiers_[action.replica.tier]->name()}, {"detail", action.detail}});
+                 {{"model", NameOf(action.replica.model)},
+                  {"digest", action.replica.model.ToString()},
+                  {"tier", tiers_[action.replica.tier]->name()},
+                  {"detail", action.detail}});
       } else {
         LogInfo(action.kind == Kind::kEvicted ? "evicted" : "expired",
-                {{"model", NameOf(action.replica.model)}, {"tier", tiers_[action.replica.tier]->name()},
+                {{"model", NameOf(action.replica.model)},
+                 {"tier", tiers_[action.replica.tier]->name()},
                  {"detail", action.detail}});
         profile_->Span("perform_eviction", "evict", Now(), Now(),
-                      {{"policy", std::string(store::PolicyName(config_.eviction_policy))},
-                       {"model_name", NameOf(action.replica.model)}});
+                       {{"policy", std::string(store::PolicyName(config_.eviction_policy))},
+                        {"model_name", NameOf(action.replica.model)}});
       }
       break;
     default:
@@ -820,8 +859,10 @@ void Registry::Do(store::EvictResult& action) {
 std::shared_ptr<const LentReplica> Registry::LentReplicaOf(const ReplicaKey& key) {
   if (const auto it = lent_.find(key); it != lent_.end()) return it->second;
   const std::shared_ptr<ModelContents>& contents = contents_.at(key.model);
-  const std::shared_ptr<const Layout> layout = *contents->LayoutAt(key.granularity, config_.slab_bytes);
-  std::shared_ptr<const ReadOnlyRegion>& index = contents->indexes[static_cast<size_t>(key.granularity)];
+  const std::shared_ptr<const Layout> layout =
+      *contents->LayoutAt(key.granularity, config_.slab_bytes);
+  std::shared_ptr<const ReadOnlyRegion>& index =
+      contents->indexes[static_cast<size_t>(key.granularity)];
   if (index == nullptr) {
     Result<std::shared_ptr<const ReadOnlyRegion>> made = MakeIndex(*contents->manifest, *layout);
     if (!made.ok()) return nullptr;
@@ -843,7 +884,8 @@ std::shared_ptr<const LentReplica> Registry::LentReplicaOf(const ReplicaKey& key
   return lent;
 }
 
-void Registry::ReportProgress(const ReplicaKey& key, OpenPhase phase, uint64_t done, uint64_t total) {
+void Registry::ReportProgress(const ReplicaKey& key, OpenPhase phase, uint64_t done,
+                              uint64_t total) {
   const auto it = waiting_.find(key);
   if (it == waiting_.end()) return;
   for (const store::OpenId open : it->second) {
@@ -863,15 +905,18 @@ void Registry::DropUnusedContents() {
   for (const auto& [id, load] : loads_) used.insert(load->replica.model);
   for (const auto& [id, adoption] : adoptions_) used.insert(adoption->replica.model);
   std::erase_if(contents_, [&](const auto& item) { return !used.contains(item.first); });
-  std::erase_if(manifests_by_files_, [&](const auto& item) { return !used.contains(item.second->digest); });
+  std::erase_if(manifests_by_files_,
+                [&](const auto& item) { return !used.contains(item.second->digest); });
 }
 
 // --- For the control plane ---------------------------------------------------------
 
-Registry::EvictOutcome Registry::Evict(const Digest& model, std::optional<store::TierIndex> tier, bool force) {
+Registry::EvictOutcome Registry::Evict(const Digest& model, std::optional<store::TierIndex> tier,
+                                       bool force) {
   EvictOutcome outcome;
   for (store::ReplicaView& view : store_->Replicas()) {
-    if (view.replica.model == model && (!tier || view.replica.tier == *tier)) outcome.before.push_back(std::move(view));
+    if (view.replica.model == model && (!tier || view.replica.tier == *tier))
+      outcome.before.push_back(std::move(view));
   }
   evict_outcome_ = &outcome;
   if (force) {
@@ -911,8 +956,10 @@ void Registry::Verify(const ReplicaKey& replica, std::shared_ptr<LoadControl> co
     return done(FailedPreconditionError("this replica is not ready"));
   }
   const std::shared_ptr<const LentReplica> lent = LentReplicaOf(replica);
-  Result<std::shared_ptr<const Layout>> layout = found->second->LayoutAt(replica.granularity, config_.slab_bytes);
-  if (lent == nullptr || !layout.ok()) return done(InternalError("this replica can not be described"));
+  Result<std::shared_ptr<const Layout>> layout =
+      found->second->LayoutAt(replica.granularity, config_.slab_bytes);
+  if (lent == nullptr || !layout.ok())
+    return done(InternalError("this replica can not be described"));
   Tier* const tier = tiers_[replica.tier].get();
   named_pool_->Run([this, replica, tier, lent, layout = *layout, control, done = std::move(done)] {
     const Time start = Now();
@@ -932,7 +979,8 @@ void Registry::Verify(const ReplicaKey& replica, std::shared_ptr<LoadControl> co
     const Time end = Now();
     reactor_->Post([this, replica, status, done, start, end] {
       profile_->Span("verify", "verify", start, end, {{"model_name", NameOf(replica.model)}});
-      if (status.code() == StatusCode::kDataLoss) Apply(store::QuarantineAsked{replica, status.message()});
+      if (status.code() == StatusCode::kDataLoss)
+        Apply(store::QuarantineAsked{replica, status.message()});
       done(status);
     });
   });
@@ -968,15 +1016,16 @@ std::string Registry::ExtentEntryKey(store::TierIndex tier, const Digest& extent
 }
 
 std::string Registry::ReplicaEntryKey(const ReplicaKey& key) const {
-  return kReplicaPrefix + tiers_[key.tier]->name() + "/" + std::to_string(static_cast<int>(key.granularity)) + "/" +
-         key.model.ToHex();
+  return kReplicaPrefix + tiers_[key.tier]->name() + "/" +
+         std::to_string(static_cast<int>(key.granularity)) + "/" + key.model.ToHex();
 }
 
 void Registry::LedgerPutExtent(store::TierIndex tier, const ResidentExtent& extent) {
   if (link_ < 0) return;
-  const Status status =
-      SendLink(link_, LinkType::kPut, ExtentEntryKey(tier, extent.key), extent.integrity, extent.fd.get());
-  if (!status.ok()) LogError("extent not in the ledger, a crash would lose it", {{"reason", status.message()}});
+  const Status status = SendLink(link_, LinkType::kPut, ExtentEntryKey(tier, extent.key),
+                                 extent.integrity, extent.fd.get());
+  if (!status.ok())
+    LogError("extent not in the ledger, a crash would lose it", {{"reason", status.message()}});
 }
 
 void Registry::LedgerPutReplica(const ReplicaKey& key) {
@@ -987,7 +1036,8 @@ void Registry::LedgerPutReplica(const ReplicaKey& key) {
   const std::string serialized = SerializeManifest(*found->second->manifest);
   Result<std::shared_ptr<const ReadOnlyRegion>> manifest = SealBytes("trims-manifest", serialized);
   if (!manifest.ok()) {
-    LogError("replica not in the ledger, a crash would lose it", {{"reason", manifest.status().message()}});
+    LogError("replica not in the ledger, a crash would lose it",
+             {{"reason", manifest.status().message()}});
     return;
   }
   nlohmann::json body;
@@ -1001,10 +1051,11 @@ void Registry::LedgerPutReplica(const ReplicaKey& key) {
   body["slab_bytes"] = config_.slab_bytes;
   body["manifest_bytes"] = serialized.size();  // The memfd is padded to whole pages.
   body["proved_uids"] = found->second->proved_uids;
-  const Status status = SendLink(link_, LinkType::kPut, ReplicaEntryKey(key),
-                                 body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
-                                 (*manifest)->PeekFd());
-  if (!status.ok()) LogError("replica not in the ledger, a crash would lose it", {{"reason", status.message()}});
+  const Status status = SendLink(
+      link_, LinkType::kPut, ReplicaEntryKey(key),
+      body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace), (*manifest)->PeekFd());
+  if (!status.ok())
+    LogError("replica not in the ledger, a crash would lose it", {{"reason", status.message()}});
 }
 
 void Registry::LedgerDrop(const std::string& key) {
@@ -1058,7 +1109,8 @@ void Registry::FinishAdoption() {
     const auto granularity = static_cast<Granularity>(json.value("granularity", 0));
     // Layouts at another slab size would name other extents.
     if (!tier || json.value("slab_bytes", uint64_t{0}) != config_.slab_bytes) continue;
-    Result<ReadOnlyRegion> region = ReadOnlyRegion::Adopt(std::move(entry.fd), static_cast<uint64_t>(info.st_size));
+    Result<ReadOnlyRegion> region =
+        ReadOnlyRegion::Adopt(std::move(entry.fd), static_cast<uint64_t>(info.st_size));
     if (!region.ok()) continue;
     Result<ReadOnlyMapping> mapping = region->Map();
     if (!mapping.ok()) continue;
@@ -1081,7 +1133,8 @@ void Registry::FinishAdoption() {
         if (uid.is_number_unsigned()) contents->proved_uids.insert(uid.get<uint32_t>());
       }
     }
-    Result<std::shared_ptr<const Layout>> layout = contents->LayoutAt(granularity, config_.slab_bytes);
+    Result<std::shared_ptr<const Layout>> layout =
+        contents->LayoutAt(granularity, config_.slab_bytes);
     if (!layout.ok()) continue;
     Ready item;
     item.key = ReplicaKey{contents->manifest->digest, *tier, granularity};
@@ -1095,9 +1148,11 @@ void Registry::FinishAdoption() {
         complete = false;
         break;
       }
-      Result<ResidentExtent> adopted = tiers_[*tier]->Adopt(spec, std::move(extent->second.fd), extent->second.body);
+      Result<ResidentExtent> adopted =
+          tiers_[*tier]->Adopt(spec, std::move(extent->second.fd), extent->second.body);
       if (!adopted.ok()) {
-        LogError("extent not adopted", {{"entry", extent->first}, {"reason", adopted.status().message()}});
+        LogError("extent not adopted",
+                 {{"entry", extent->first}, {"reason", adopted.status().message()}});
         complete = false;
         break;
       }
@@ -1126,7 +1181,9 @@ void Registry::FinishAdoption() {
     const bool used = kept.contains(ExtentEntryKey(it->first.first, it->first.second));
     it = used ? std::next(it) : adopting_.erase(it);
   }
-  if (!ready.empty()) LogInfo("adopting what the last worker left", {{"replicas", ready.size()}, {"extents", adopting_.size()}});
+  if (!ready.empty())
+    LogInfo("adopting what the last worker left",
+            {{"replicas", ready.size()}, {"extents", adopting_.size()}});
 
   for (Ready& item : ready) {
     item.event.load = store_->NewLoadId();
@@ -1137,12 +1194,17 @@ void Registry::FinishAdoption() {
     adoptions_.emplace(id, std::move(adoption));
     Apply(item.event);
     std::vector<std::shared_ptr<const ResidentExtent>> extents;
-    for (const ExtentSpec& spec : item.layout->extents) extents.push_back(adopting_.at({item.key.tier, spec.key}));
-    auto throttle = std::make_shared<ProgressThrottle>([this, key = item.key](uint64_t done, uint64_t total) {
-      reactor_->Post([this, key, done, total] { ReportProgress(key, OpenPhase::kVerifying, done, total); });
-    });
+    for (const ExtentSpec& spec : item.layout->extents)
+      extents.push_back(adopting_.at({item.key.tier, spec.key}));
+    auto throttle =
+        std::make_shared<ProgressThrottle>([this, key = item.key](uint64_t done, uint64_t total) {
+          reactor_->Post([this, key, done, total] {
+            ReportProgress(key, OpenPhase::kVerifying, done, total);
+          });
+        });
     Tier* const tier = tiers_[item.key.tier].get();
-    named_pool_->Run([this, id, tier, control, throttle, extents, layout = item.layout, manifest = item.manifest] {
+    named_pool_->Run([this, id, tier, control, throttle, extents, layout = item.layout,
+                      manifest = item.manifest] {
       Status status;
       uint64_t total = 0, before = 0;
       for (const auto& extent : extents) total += extent->bytes;
@@ -1174,11 +1236,13 @@ void Registry::FinishAdoptedReplica(store::LoadId id, std::vector<Digest> verifi
         extents_[it->first] = it->second;  // Another replica may still need it in `adopting_`.
       }
     }
-    LogInfo("adopted", {{"model", NameOf(replica.model)}, {"digest", replica.model.ToShort()},
+    LogInfo("adopted", {{"model", NameOf(replica.model)},
+                        {"digest", replica.model.ToShort()},
                         {"tier", tiers_[replica.tier]->name()}});
     Apply(store::LoadFinished{id});
   } else {
-    LogError("replica not adopted", {{"model", NameOf(replica.model)}, {"reason", status.ToString()}});
+    LogError("replica not adopted",
+             {{"model", NameOf(replica.model)}, {"reason", status.ToString()}});
     LedgerDrop(ReplicaEntryKey(replica));
     Apply(store::LoadFailed{id, status});
   }

@@ -47,10 +47,10 @@ struct Readable {
 // A model's contents, whether resident or not.
 struct ModelContents {
   std::shared_ptr<const ModelManifest> manifest;
-  std::string name;        // Catalogue name, else a client's label.
-  std::string directory;   // Of a named model: where its graph and labels are.
-  std::string path;        // Of a named model: as the catalogue has it.
-  bool is_public = false;  // Reached by a catalogue name at least once.
+  std::string name;                // Catalogue name, else a client's label.
+  std::string directory;           // Of a named model: where its graph and labels are.
+  std::string path;                // Of a named model: as the catalogue has it.
+  bool is_public = false;          // Reached by a catalogue name at least once.
   std::set<uint32_t> proved_uids;  // Who showed a descriptor of its file.
   // Where a load reads from: of a named model, the files looked at last.
   Readable readable;
@@ -59,7 +59,8 @@ struct ModelContents {
   std::array<std::shared_ptr<const ReadOnlyRegion>, 4> indexes;
   std::optional<store::Granularity> chosen;  // What `auto` means for it.
 
-  Result<std::shared_ptr<const Layout>> LayoutAt(store::Granularity granularity, uint64_t slab_bytes);
+  Result<std::shared_ptr<const Layout>> LayoutAt(store::Granularity granularity,
+                                                 uint64_t slab_bytes);
 };
 
 // Everything that a lease passes on. Immutable; shared with packets that wait in
@@ -74,21 +75,27 @@ struct LentReplica {
   std::string directory;
 };
 
-enum class OpenPhase : uint8_t { kQueued = 0, kResolving = 1, kHashing = 2, kLoading = 3, kVerifying = 4 };  // As in lease.fbs.
+enum class OpenPhase : uint8_t {
+  kQueued = 0,
+  kResolving = 1,
+  kHashing = 2,
+  kLoading = 3,
+  kVerifying = 4
+};  // As in lease.fbs.
 
 struct OpenRequest {
   store::SessionId session = 0;
   uint32_t uid = 0;
   bool is_admin = false;
-  std::string model;                // Name or digest; ignored with a file.
-  UniqueFd file;                    // A passed weights file.
-  std::string label;                // Of the file, for listings.
+  std::string model;  // Name or digest; ignored with a file.
+  UniqueFd file;      // A passed weights file.
+  std::string label;  // Of the file, for listings.
   store::TierIndex tier = 0;
   std::optional<store::Granularity> granularity;  // nullopt: auto.
   std::optional<Digest> expected;
   std::optional<std::optional<Duration>> keep_alive;
-  bool take_lease = true;           // false: prefetch for an operator.
-  bool resolve_only = false;        // Find out the digest (OpenResult::replica.model), load nothing.
+  bool take_lease = true;     // false: prefetch for an operator.
+  bool resolve_only = false;  // Find out the digest (OpenResult::replica.model), load nothing.
 };
 
 struct OpenResult {
@@ -114,11 +121,11 @@ class Registry final {
   struct Options {
     DaemonConfig config;
     uint64_t id_base = 1;
-    int link = -1;  // To the keeper; borrowed. -1: no ledger (tests).
+    int link = -1;                             // To the keeper; borrowed. -1: no ledger (tests).
     std::vector<std::unique_ptr<Tier>> tiers;  // Tier 0 is the host.
     std::vector<uint64_t> budgets;             // One per tier.
     std::unique_ptr<Catalogue> catalogue;
-    std::unique_ptr<SidecarStore> sidecars;    // May be null.
+    std::unique_ptr<SidecarStore> sidecars;  // May be null.
   };
   Registry(Reactor* reactor, Options options);
   ~Registry();  // Waits for the loader threads.
@@ -151,7 +158,9 @@ class Registry final {
   };
   EvictOutcome Evict(const Digest& model, std::optional<store::TierIndex> tier, bool force);
   void Pin(const Digest& model, store::TierIndex tier, bool pinned);
-  bool IsPinned(const Digest& model, store::TierIndex tier) const { return pins_.contains({model, tier}); }
+  bool IsPinned(const Digest& model, store::TierIndex tier) const {
+    return pins_.contains({model, tier});
+  }
   // Recomputes checksums of one ready replica on a loader thread, then calls
   // `done`; a mismatch has been quarantined by then.
   void Verify(const store::ReplicaKey& replica, std::shared_ptr<LoadControl> control,
@@ -197,7 +206,8 @@ class Registry final {
   void OpenByDigest(store::OpenId id);
   void StartResolve(const std::string& key, store::OpenId id, LoaderPool& pool,
                     std::function<Result<std::shared_ptr<const Source>>()> open_source);
-  void FinishResolve(const std::string& key, std::shared_ptr<const Source> source, Result<IngestResult> result);
+  void FinishResolve(const std::string& key, std::shared_ptr<const Source> source,
+                     Result<IngestResult> result);
   void Proceed(store::OpenId id, std::shared_ptr<ModelContents> contents);
   void Fail(store::OpenId id, OpenResult result);
   Status AskStore(Pending& pending, bool resident_only);
@@ -243,8 +253,9 @@ class Registry final {
 
   store::OpenId next_open_ = 1;
   std::unordered_map<store::OpenId, std::unique_ptr<Pending>> pending_;
-  std::map<store::ReplicaKey, std::set<store::OpenId>> waiting_;  // In the store's hands, by replica.
-  std::unordered_map<std::string, Record> records_;               // By model name.
+  std::map<store::ReplicaKey, std::set<store::OpenId>>
+      waiting_;                                      // In the store's hands, by replica.
+  std::unordered_map<std::string, Record> records_;  // By model name.
   std::unordered_map<std::string, std::unique_ptr<Resolve>> resolves_;
   std::unordered_map<Digest, std::shared_ptr<ModelContents>> contents_;
   // Of passed descriptors; only files whose identity can be trusted.

@@ -33,7 +33,8 @@ Result<Flags> ParseFlags(int argc, char** argv) {
     std::string word = argv[i];
     if (word == "-h") word = "--help";
     if (!word.starts_with("--") || word.size() == 2) {
-      return InvalidArgumentError("unexpected argument \"" + word + "\"; trimsd takes flags only, see trimsd --help");
+      return InvalidArgumentError("unexpected argument \"" + word +
+                                  "\"; trimsd takes flags only, see trimsd --help");
     }
     std::string key = word.substr(2);
     std::string value;

@@ -33,13 +33,15 @@ namespace {
 constexpr auto kShutdownGrace = std::chrono::seconds(1);
 
 void ApplyLogLevel(const DaemonConfig& config) {
-  if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok()) SetLogLevel(*level);
+  if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok())
+    SetLogLevel(*level);
 }
 
 class Worker final {
  public:
   int Run() {
-    for (const int fd : {kWorkerLinkFd, kWorkerLeaseFd, kWorkerControlFd}) (void)::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    for (const int fd : {kWorkerLinkFd, kWorkerLeaseFd, kWorkerControlFd})
+      (void)::fcntl(fd, F_SETFD, FD_CLOEXEC);
     if (const Status status = ReceiveStart(); !status.ok()) {
       LogError("worker can not start", {{"reason", status.ToString()}});
       return 1;
@@ -69,7 +71,8 @@ class Worker final {
  private:
   Status ReceiveStart() {
     ASSIGN_OR_RETURN(const LinkMessage start, ReceiveLink(link_.get()));
-    if (start.type != LinkType::kStart) return InternalError("the keeper's first message is not a start");
+    if (start.type != LinkType::kStart)
+      return InternalError("the keeper's first message is not a start");
     ASSIGN_OR_RETURN(start_, DecodeWorkerStart(start.body));
     for (;;) {
       ASSIGN_OR_RETURN(LinkMessage message, ReceiveLink(link_.get()));
@@ -92,11 +95,13 @@ class Worker final {
     options.tiers.push_back(MakeHostTier(host));
     options.budgets.push_back(HostBudgetBytes(config));
     ASSIGN_OR_RETURN(options.catalogue, Catalogue::Open(config.state_dir, config.base_dir));
-    Result<std::unique_ptr<SidecarStore>> sidecars = SidecarStore::Open(config.state_dir + "/sidecars");
+    Result<std::unique_ptr<SidecarStore>> sidecars =
+        SidecarStore::Open(config.state_dir + "/sidecars");
     if (sidecars.ok()) {
       options.sidecars = *std::move(sidecars);
       const Status collected = options.sidecars->Collect();
-      if (!collected.ok()) LogWarn("sidecars not tidied up, ignoring", {{"reason", collected.message()}});
+      if (!collected.ok())
+        LogWarn("sidecars not tidied up, ignoring", {{"reason", collected.message()}});
     } else {
       LogWarn("no sidecars, every file is hashed again", {{"reason", sidecars.status().message()}});
     }
@@ -107,25 +112,32 @@ class Worker final {
   Status Serve() {
     LeaseServer::Options lease_options;
     lease_options.id_base = start_.id_base;
-    lease_options.daemon_instance = (static_cast<uint64_t>(start_.keeper_pid) << 32) | start_.worker_number;
+    lease_options.daemon_instance =
+        (static_cast<uint64_t>(start_.keeper_pid) << 32) | start_.worker_number;
     lease_options.sessions_per_uid_max = start_.config.config.sessions_per_uid_max;
     // The link stays blocking: a lease is never given before the keeper has the memory.
     for (const int fd : {kWorkerLeaseFd, kWorkerControlFd}) {
-      if (::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) != 0) return ErrnoStatus(errno, "preparing a socket");
+      if (::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) != 0)
+        return ErrnoStatus(errno, "preparing a socket");
     }
-    leases_ = std::make_unique<LeaseServer>(reactor_.get(), registry_.get(), UniqueFd(kWorkerLeaseFd), lease_options);
-    control_backend_ = std::make_unique<WorkerControl>(reactor_.get(), registry_.get(), leases_.get(), start_);
+    leases_ = std::make_unique<LeaseServer>(reactor_.get(), registry_.get(),
+                                            UniqueFd(kWorkerLeaseFd), lease_options);
+    control_backend_ =
+        std::make_unique<WorkerControl>(reactor_.get(), registry_.get(), leases_.get(), start_);
     struct stat info;
     ControlAccess access = ControlAccess::OfThisProcess();
     const std::string control_path = start_.config.config.runtime_dir + "/control.sock";
-    if (::stat(control_path.c_str(), &info) == 0) access = ControlAccess{info.st_uid, info.st_gid, info.st_mode & 0777};
+    if (::stat(control_path.c_str(), &info) == 0)
+      access = ControlAccess{info.st_uid, info.st_gid, info.st_mode & 0777};
     ASSIGN_OR_RETURN(control_, ControlServer::Start(control_backend_.get(), access));
 
     RETURN_IF_ERROR(leases_->Start());
-    RETURN_IF_ERROR(reactor_->Watch(control_listener_.get(), EPOLLIN, [this](uint32_t) { AcceptControl(); }));
+    RETURN_IF_ERROR(
+        reactor_->Watch(control_listener_.get(), EPOLLIN, [this](uint32_t) { AcceptControl(); }));
     RETURN_IF_ERROR(reactor_->Watch(link_.get(), EPOLLIN, [this](uint32_t) { ReadLink(); }));
     RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kReady, "", ""));
-    LogInfo("worker ready", {{"worker", start_.worker_number}, {"pid", ::getpid()},
+    LogInfo("worker ready", {{"worker", start_.worker_number},
+                             {"pid", ::getpid()},
                              {"host_budget_bytes", registry_->store().Tiers()[0].budget_bytes},
                              {"policy", store::PolicyName(registry_->config().eviction_policy)}});
     registry_->MeasureRho(start_.config.config.state_dir);
@@ -138,7 +150,8 @@ class Worker final {
   }
 
   void AcceptControl() {
-    UniqueFd connection(::accept4(control_listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    UniqueFd connection(
+        ::accept4(control_listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!connection.valid()) return;
     const Status status = control_->Serve(std::move(connection));
     if (!status.ok()) LogWarn("control connection refused", {{"reason", status.message()}});
@@ -158,7 +171,8 @@ class Worker final {
       case LinkType::kConfig: {
         Result<WorkerStart> reloaded = DecodeWorkerStart(message->body);
         if (!reloaded.ok()) {
-          LogError("reloaded configuration not understood, ignoring", {{"reason", reloaded.status().message()}});
+          LogError("reloaded configuration not understood, ignoring",
+                   {{"reason", reloaded.status().message()}});
           break;
         }
         ApplyLogLevel(reloaded->config.config);
@@ -168,7 +182,8 @@ class Worker final {
         break;
       }
       default:
-        LogError("keeper sent a message of unknown type, ignoring", {{"type", static_cast<uint32_t>(message->type)}});
+        LogError("keeper sent a message of unknown type, ignoring",
+                 {{"type", static_cast<uint32_t>(message->type)}});
     }
   }
 

@@ -30,7 +30,8 @@ constexpr auto kProgressEvery = std::chrono::milliseconds(250);
 void SetTimestamp(Time when, google::protobuf::Timestamp* out) {
   const auto wall = std::chrono::system_clock::now() +
                     std::chrono::duration_cast<std::chrono::system_clock::duration>(when - Now());
-  const int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(wall.time_since_epoch()).count();
+  const int64_t ns =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(wall.time_since_epoch()).count();
   out->set_seconds(ns / 1'000'000'000);
   out->set_nanos(static_cast<int32_t>(ns % 1'000'000'000));
 }
@@ -46,11 +47,16 @@ v1::SharingGranularity ToProto(store::Granularity granularity) {
 
 v1::ReplicaState ToProto(store::ReplicaState state) {
   switch (state) {
-    case store::ReplicaState::kAbsent: return v1::REPLICA_STATE_ABSENT;
-    case store::ReplicaState::kLoading: return v1::REPLICA_STATE_LOADING;
-    case store::ReplicaState::kReady: return v1::REPLICA_STATE_READY;
-    case store::ReplicaState::kDraining: return v1::REPLICA_STATE_DRAINING;
-    case store::ReplicaState::kQuarantined: return v1::REPLICA_STATE_QUARANTINED;
+    case store::ReplicaState::kAbsent:
+      return v1::REPLICA_STATE_ABSENT;
+    case store::ReplicaState::kLoading:
+      return v1::REPLICA_STATE_LOADING;
+    case store::ReplicaState::kReady:
+      return v1::REPLICA_STATE_READY;
+    case store::ReplicaState::kDraining:
+      return v1::REPLICA_STATE_DRAINING;
+    case store::ReplicaState::kQuarantined:
+      return v1::REPLICA_STATE_QUARANTINED;
   }
   return v1::REPLICA_STATE_UNSPECIFIED;
 }
@@ -58,17 +64,28 @@ v1::ReplicaState ToProto(store::ReplicaState state) {
 v1::EventKind ToProto(store::Notify::Kind kind) {
   using Kind = store::Notify::Kind;
   switch (kind) {
-    case Kind::kLoading: return v1::EVENT_KIND_LOADING;
-    case Kind::kReady: return v1::EVENT_KIND_READY;
-    case Kind::kFailed: return v1::EVENT_KIND_FAILED;
-    case Kind::kEvicted: return v1::EVENT_KIND_EVICTED;
-    case Kind::kExpired: return v1::EVENT_KIND_EXPIRED;
-    case Kind::kQuarantined: return v1::EVENT_KIND_QUARANTINED;
-    case Kind::kLeased: return v1::EVENT_KIND_LEASED;
-    case Kind::kReleased: return v1::EVENT_KIND_RELEASED;
-    case Kind::kPinned: return v1::EVENT_KIND_PINNED;
-    case Kind::kUnpinned: return v1::EVENT_KIND_UNPINNED;
-    case Kind::kDraining: break;  // Told by the replica's state; evicted follows.
+    case Kind::kLoading:
+      return v1::EVENT_KIND_LOADING;
+    case Kind::kReady:
+      return v1::EVENT_KIND_READY;
+    case Kind::kFailed:
+      return v1::EVENT_KIND_FAILED;
+    case Kind::kEvicted:
+      return v1::EVENT_KIND_EVICTED;
+    case Kind::kExpired:
+      return v1::EVENT_KIND_EXPIRED;
+    case Kind::kQuarantined:
+      return v1::EVENT_KIND_QUARANTINED;
+    case Kind::kLeased:
+      return v1::EVENT_KIND_LEASED;
+    case Kind::kReleased:
+      return v1::EVENT_KIND_RELEASED;
+    case Kind::kPinned:
+      return v1::EVENT_KIND_PINNED;
+    case Kind::kUnpinned:
+      return v1::EVENT_KIND_UNPINNED;
+    case Kind::kDraining:
+      break;  // Told by the replica's state; evicted follows.
   }
   return v1::EVENT_KIND_UNSPECIFIED;
 }
@@ -96,13 +113,15 @@ void FillReplica(const Registry& registry, const store::ReplicaView& view, v1::R
   out->set_pinned(view.pinned);
   out->set_opens(view.opens);
   out->set_peak_internal_bytes(view.peak_internal_bytes);
-  if (view.state != store::ReplicaState::kLoading) SetTimestamp(view.loaded_at, out->mutable_loaded_at());
+  if (view.state != store::ReplicaState::kLoading)
+    SetTimestamp(view.loaded_at, out->mutable_loaded_at());
   if (view.opens > 0) SetTimestamp(view.last_open, out->mutable_last_open_at());
   if (view.expires_at) SetTimestamp(*view.expires_at, out->mutable_until());
 }
 
 // The reactor's thread. `entry` is null for a model without a catalogue name.
-void FillModel(const Registry& registry, const CatalogueEntry* entry, const Digest* digest, v1::ModelView* out) {
+void FillModel(const Registry& registry, const CatalogueEntry* entry, const Digest* digest,
+               v1::ModelView* out) {
   if (entry != nullptr) {
     out->set_name(entry->name);
     out->set_origin(entry->registered ? v1::MODEL_ORIGIN_ADDED : v1::MODEL_ORIGIN_BASE_DIR);
@@ -122,12 +141,13 @@ void FillModel(const Registry& registry, const CatalogueEntry* entry, const Dige
   }
   std::vector<store::ReplicaView> views = registry.store().Replicas();
   std::erase_if(views, [&](const auto& view) { return view.replica.model != *digest; });
-  std::sort(views.begin(), views.end(), [](const auto& a, const auto& b) { return a.replica < b.replica; });
+  std::sort(views.begin(), views.end(),
+            [](const auto& a, const auto& b) { return a.replica < b.replica; });
   for (const store::ReplicaView& view : views) FillReplica(registry, view, out->add_replicas());
 }
 
-void FillByDigest(const Registry& registry, const Digest& digest, const std::string& asked, Catalogue& catalogue,
-                  v1::ModelView* out) {
+void FillByDigest(const Registry& registry, const Digest& digest, const std::string& asked,
+                  Catalogue& catalogue, v1::ModelView* out) {
   const auto contents = registry.FindContents(digest);
   std::string name = asked;
   if (const auto reference = ParseModelReference(asked); !reference.ok() || reference->digest) {
@@ -163,12 +183,13 @@ void FillLease(const Registry& registry, const LeaseServer& leases, const store:
 
 std::string DescribeHolders(const Registry& registry, const LeaseServer& leases,
                             const store::EvictResult::Kept& kept) {
-  std::string text = kept.name + " in tier " + registry.store().config().tiers[kept.replica.tier].name + ": " +
-                     kept.reason;
+  std::string text = kept.name + " in tier " +
+                     registry.store().config().tiers[kept.replica.tier].name + ": " + kept.reason;
   for (size_t i = 0; i < kept.holders.size() && i < 4; ++i) {
     const auto session = leases.FindSession(kept.holders[i].session);
     text += (i == 0 ? " (held by " : ", ") + std::string("pid ") +
-            std::to_string(session ? session->pid : 0) + " uid " + std::to_string(kept.holders[i].uid);
+            std::to_string(session ? session->pid : 0) + " uid " +
+            std::to_string(kept.holders[i].uid);
   }
   if (kept.holders.size() > 4) text += ", and " + std::to_string(kept.leases - 4) + " more leases";
   if (!kept.holders.empty()) text += ")";
@@ -177,8 +198,13 @@ std::string DescribeHolders(const Registry& registry, const LeaseServer& leases,
 
 }  // namespace
 
-WorkerControl::WorkerControl(Reactor* reactor, Registry* registry, LeaseServer* leases, const WorkerStart& start)
-    : reactor_(reactor), registry_(registry), leases_(leases), start_(start), worker_started_at_(::time(nullptr)) {}
+WorkerControl::WorkerControl(Reactor* reactor, Registry* registry, LeaseServer* leases,
+                             const WorkerStart& start)
+    : reactor_(reactor),
+      registry_(registry),
+      leases_(leases),
+      start_(start),
+      worker_started_at_(::time(nullptr)) {}
 
 void WorkerControl::TellWatchers(const v1::Event& event) {
   for (const auto& [id, tell] : watchers_) tell(event);
@@ -222,13 +248,15 @@ Result<std::optional<store::TierIndex>> WorkerControl::TierOf(const std::string&
   const auto tier = registry_->TierByName(name);
   if (!tier) {
     std::string known;
-    for (const auto& each : registry_->store().config().tiers) known += (known.empty() ? "" : ", ") + each.name;
+    for (const auto& each : registry_->store().config().tiers)
+      known += (known.empty() ? "" : ", ") + each.name;
     return NotFoundError("no tier \"" + name + "\"; this daemon has: " + known);
   }
   return std::optional<store::TierIndex>(*tier);
 }
 
-Result<Digest> WorkerControl::DigestOf(const std::string& model, bool resolve, const Cancelled* cancelled) {
+Result<Digest> WorkerControl::DigestOf(const std::string& model, bool resolve,
+                                       const Cancelled* cancelled) {
   ASSIGN_OR_RETURN(const ModelReference reference, ParseModelReference(model));
   struct State {
     std::mutex mu;
@@ -260,7 +288,8 @@ Result<Digest> WorkerControl::DigestOf(const std::string& model, bool resolve, c
         open, std::move(request),
         [state](OpenResult result) {
           std::lock_guard lock(state->mu);
-          state->digest = result.status.ok() ? Result<Digest>(result.replica.model) : Result<Digest>(result.status);
+          state->digest = result.status.ok() ? Result<Digest>(result.replica.model)
+                                             : Result<Digest>(result.status);
           state->ready.notify_all();
         },
         nullptr);
@@ -293,9 +322,12 @@ Status WorkerControl::Info(const v1::InfoRequest& request, v1::InfoResponse* res
       }
     }
     const auto contents = registry_->FindContents(*digest);
-    if (contents == nullptr) return NotFoundError("no model with digest " + digest->ToString() + " is known");
-    FillByDigest(*registry_, *digest, request.model(), registry_->catalogue(), response->mutable_model());
-    for (const auto& [key, value] : contents->manifest->metadata) (*response->mutable_metadata())[key] = value;
+    if (contents == nullptr)
+      return NotFoundError("no model with digest " + digest->ToString() + " is known");
+    FillByDigest(*registry_, *digest, request.model(), registry_->catalogue(),
+                 response->mutable_model());
+    for (const auto& [key, value] : contents->manifest->metadata)
+      (*response->mutable_metadata())[key] = value;
     if (request.include_tensors()) {
       for (const ManifestTensor& tensor : contents->manifest->tensors) {
         v1::TensorView* out = response->add_tensors();
@@ -307,18 +339,21 @@ Status WorkerControl::Info(const v1::InfoRequest& request, v1::InfoResponse* res
       }
     }
     for (const store::LeaseView& lease : registry_->store().Leases()) {
-      if (lease.replica.model == *digest) FillLease(*registry_, *leases_, lease, response->add_leases());
+      if (lease.replica.model == *digest)
+        FillLease(*registry_, *leases_, lease, response->add_leases());
     }
     return OkStatus();
   }));
   if (unseen.empty()) return OkStatus();
   // Headers only, on this thread: the identity is computed by the first load.
-  ASSIGN_OR_RETURN(const Source source, Source::OpenPath(unseen, CanonicalDirectoryName(reference.name)));
+  ASSIGN_OR_RETURN(const Source source,
+                   Source::OpenPath(unseen, CanonicalDirectoryName(reference.name)));
   uint64_t weight_bytes = 0;
   uint32_t count = 0;
   std::map<std::string, v1::TensorView> tensors;
   for (const SourceFile& file : source.files()) {
-    ASSIGN_OR_RETURN(const format::FileSource bytes, format::FileSource::Open(file.fd.get(), file.path));
+    ASSIGN_OR_RETURN(const format::FileSource bytes,
+                     format::FileSource::Open(file.fd.get(), file.path));
     ASSIGN_OR_RETURN(const format::FileIndex index, format::ParseModelFile(bytes));
     for (const auto& [key, value] : index.metadata) (*response->mutable_metadata())[key] = value;
     for (const format::TensorEntry& tensor : index.tensors) {
@@ -353,8 +388,8 @@ Status WorkerControl::List(const v1::ListRequest& request, v1::ListResponse* res
     for (const store::ReplicaView& view : registry_->store().Replicas()) {
       if (!listed.insert(view.replica.model).second) continue;
       v1::ModelView model;
-      FillByDigest(*registry_, view.replica.model, "@" + view.replica.model.ToString(), registry_->catalogue(),
-                   &model);
+      FillByDigest(*registry_, view.replica.model, "@" + view.replica.model.ToString(),
+                   registry_->catalogue(), &model);
       // A catalogue model that was adopted, and not opened by its name since.
       const auto twin = std::find_if(models.begin(), models.end(), [&](const v1::ModelView& other) {
         return !model.name().empty() && other.name() == model.name() && other.digest().empty();
@@ -394,10 +429,16 @@ Status WorkerControl::Load(const v1::LoadRequest& request, const Emit<v1::LoadPr
     ASSIGN_OR_RETURN(const std::optional<store::TierIndex> tier, TierOf(request.tier()));
     load.tier = tier.value_or(0);
     switch (request.granularity()) {
-      case v1::SHARING_GRANULARITY_AUTO: break;
-      case v1::SHARING_GRANULARITY_SLAB: load.granularity = store::Granularity::kSlab; break;
-      case v1::SHARING_GRANULARITY_LAYER: load.granularity = store::Granularity::kLayer; break;
-      default: load.granularity = store::Granularity::kModel;
+      case v1::SHARING_GRANULARITY_AUTO:
+        break;
+      case v1::SHARING_GRANULARITY_SLAB:
+        load.granularity = store::Granularity::kSlab;
+        break;
+      case v1::SHARING_GRANULARITY_LAYER:
+        load.granularity = store::Granularity::kLayer;
+        break;
+      default:
+        load.granularity = store::Granularity::kModel;
     }
     if (request.has_keep_alive()) {
       const auto& keep = request.keep_alive();
@@ -443,7 +484,8 @@ Status WorkerControl::Load(const v1::LoadRequest& request, const Emit<v1::LoadPr
         phase_start = Now();
       }
       const double seconds = std::chrono::duration<double>(Now() - phase_start).count();
-      if (seconds > 0.05) progress.set_bytes_per_second(static_cast<double>(progress.done_bytes()) / seconds);
+      if (seconds > 0.05)
+        progress.set_bytes_per_second(static_cast<double>(progress.done_bytes()) / seconds);
       last_emit = Now();
       const bool there = emit(progress) && !cancelled();
       if (!there) {
@@ -461,7 +503,8 @@ Status WorkerControl::Load(const v1::LoadRequest& request, const Emit<v1::LoadPr
   v1::LoadProgress ready;
   ready.set_phase(v1::LOAD_PHASE_READY);
   RETURN_IF_ERROR(OnReactor([&] {
-    FillByDigest(*registry_, result.replica.model, request.model(), registry_->catalogue(), ready.mutable_model());
+    FillByDigest(*registry_, result.replica.model, request.model(), registry_->catalogue(),
+                 ready.mutable_model());
     return OkStatus();
   }));
   for (const v1::ReplicaView& replica : ready.model().replicas()) {
@@ -479,7 +522,8 @@ Status WorkerControl::Pin(const v1::PinRequest& request, v1::PinResponse* respon
   return OnReactor([&]() -> Status {
     ASSIGN_OR_RETURN(const auto tier, TierOf(request.tier()));
     registry_->Pin(digest, tier.value_or(0), true);
-    FillByDigest(*registry_, digest, request.model(), registry_->catalogue(), response->mutable_model());
+    FillByDigest(*registry_, digest, request.model(), registry_->catalogue(),
+                 response->mutable_model());
     return OkStatus();
   });
 }
@@ -491,7 +535,8 @@ Status WorkerControl::Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* 
     for (size_t i = 0; i < registry_->store().config().tiers.size(); ++i) {
       if (!tier || *tier == i) registry_->Pin(digest, static_cast<store::TierIndex>(i), false);
     }
-    FillByDigest(*registry_, digest, request.model(), registry_->catalogue(), response->mutable_model());
+    FillByDigest(*registry_, digest, request.model(), registry_->catalogue(),
+                 response->mutable_model());
     return OkStatus();
   });
 }
@@ -508,7 +553,8 @@ Status WorkerControl::Evict(const v1::EvictRequest& request, v1::EvictResponse* 
       if (const auto digest = registry_->DigestOfName(reference.name)) digests.insert(*digest);
       for (const store::ReplicaView& view : registry_->store().Replicas()) {
         const auto contents = registry_->FindContents(view.replica.model);
-        if (contents != nullptr && contents->name == reference.name) digests.insert(view.replica.model);
+        if (contents != nullptr && contents->name == reference.name)
+          digests.insert(view.replica.model);
       }
     }
     uint32_t found = 0;
@@ -520,8 +566,9 @@ Status WorkerControl::Evict(const v1::EvictRequest& request, v1::EvictResponse* 
         kept += (kept.empty() ? "" : "; ") + DescribeHolders(*registry_, *leases_, each);
       }
       for (const store::ReplicaView& before : outcome.before) {
-        const bool stays = std::any_of(outcome.result.kept.begin(), outcome.result.kept.end(),
-                                       [&](const auto& each) { return each.generation == before.generation; });
+        const bool stays =
+            std::any_of(outcome.result.kept.begin(), outcome.result.kept.end(),
+                        [&](const auto& each) { return each.generation == before.generation; });
         if (stays) continue;
         v1::EvictedReplica* out = response->add_replicas();
         FillReplica(*registry_, before, out->mutable_replica());
@@ -530,7 +577,8 @@ Status WorkerControl::Evict(const v1::EvictRequest& request, v1::EvictResponse* 
       }
     }
     if (found == 0) {
-      RETURN_IF_ERROR(reference.digest ? OkStatus() : registry_->catalogue().Find(reference.name).status());
+      RETURN_IF_ERROR(reference.digest ? OkStatus()
+                                       : registry_->catalogue().Find(reference.name).status());
       return NotFoundError("\"" + request.model() + "\" is not resident" +
                            (request.tier().empty() ? "" : " in tier " + request.tier()));
     }
@@ -546,11 +594,13 @@ Status WorkerControl::Add(const v1::AddRequest& request, v1::AddResponse* respon
   ASSIGN_OR_RETURN(const ModelReference reference, ParseModelReference(request.name()));
   if (reference.digest) return InvalidArgumentError("a digest can not be registered as a name");
   // A file that can not be a model is refused now, and nothing is registered.
-  ASSIGN_OR_RETURN(const Source source, Source::OpenPath(request.path(), CanonicalDirectoryName(request.name())));
+  ASSIGN_OR_RETURN(const Source source,
+                   Source::OpenPath(request.path(), CanonicalDirectoryName(request.name())));
   uint64_t weight_bytes = 0;
   uint32_t count = 0;
   for (const SourceFile& file : source.files()) {
-    ASSIGN_OR_RETURN(const format::FileSource bytes, format::FileSource::Open(file.fd.get(), file.path));
+    ASSIGN_OR_RETURN(const format::FileSource bytes,
+                     format::FileSource::Open(file.fd.get(), file.path));
     ASSIGN_OR_RETURN(const format::FileIndex index, format::ParseModelFile(bytes));
     count += static_cast<uint32_t>(index.tensors.size());
     for (const format::TensorEntry& tensor : index.tensors) weight_bytes += tensor.size_bytes;
@@ -574,7 +624,8 @@ Status WorkerControl::Add(const v1::AddRequest& request, v1::AddResponse* respon
 
 Status WorkerControl::Remove(const v1::RemoveRequest& request, v1::RemoveResponse* response) {
   ASSIGN_OR_RETURN(const ModelReference reference, ParseModelReference(request.name()));
-  if (reference.digest) return InvalidArgumentError("rm takes a name, not a digest; see `trims evict`");
+  if (reference.digest)
+    return InvalidArgumentError("rm takes a name, not a digest; see `trims evict`");
   return OnReactor([&]() -> Status {
     const Result<CatalogueEntry> entry = registry_->catalogue().Find(request.name());
     if (!entry.ok() || !entry->registered) return registry_->catalogue().Remove(request.name());
@@ -582,13 +633,14 @@ Status WorkerControl::Remove(const v1::RemoveRequest& request, v1::RemoveRespons
     FillModel(*registry_, &*entry, digest ? &*digest : nullptr, response->mutable_model());
     bool shared = false;  // Another name leads to the same contents.
     for (const CatalogueEntry& other : registry_->catalogue().List()) {
-      if (other.name != request.name() && digest && registry_->DigestOfName(other.name) == digest) shared = true;
+      if (other.name != request.name() && digest && registry_->DigestOfName(other.name) == digest)
+        shared = true;
     }
     if (digest && !shared) {
       Registry::EvictOutcome outcome = registry_->Evict(*digest, std::nullopt, request.force());
       if (!outcome.result.kept.empty()) {
-        return FailedPreconditionError("not removed: " +
-                                       DescribeHolders(*registry_, *leases_, outcome.result.kept[0]));
+        return FailedPreconditionError(
+            "not removed: " + DescribeHolders(*registry_, *leases_, outcome.result.kept[0]));
       }
       for (const store::ReplicaView& before : outcome.before) {
         v1::EvictedReplica* out = response->add_replicas();
@@ -609,7 +661,8 @@ Status WorkerControl::Verify(const v1::VerifyRequest& request, const Emit<v1::Ve
   std::optional<Digest> digest;
   if (!request.model().empty()) {
     const Result<Digest> found = DigestOf(request.model(), /*resolve=*/false, nullptr);
-    if (found.status().code() == StatusCode::kFailedPrecondition) return NotFoundError(found.status().message());
+    if (found.status().code() == StatusCode::kFailedPrecondition)
+      return NotFoundError(found.status().message());
     ASSIGN_OR_RETURN(digest, found);
   }
   struct Target {
@@ -628,7 +681,8 @@ Status WorkerControl::Verify(const v1::VerifyRequest& request, const Emit<v1::Ve
       targets.push_back({view.replica, view.bytes});
       total += view.bytes;
     }
-    if (targets.empty() && digest) return NotFoundError("\"" + request.model() + "\" is not resident");
+    if (targets.empty() && digest)
+      return NotFoundError("\"" + request.model() + "\" is not resident");
     return OkStatus();
   }));
   uint64_t before = 0;
@@ -690,7 +744,8 @@ Status WorkerControl::Verify(const v1::VerifyRequest& request, const Emit<v1::Ve
         if (view.replica == target.key) FillReplica(*registry_, view, verdict->mutable_replica());
       }
       if (!verdict->has_replica()) {
-        verdict->mutable_replica()->set_tier(registry_->store().config().tiers[target.key.tier].name);
+        verdict->mutable_replica()->set_tier(
+            registry_->store().config().tiers[target.key.tier].name);
         verdict->mutable_replica()->set_granularity(ToProto(target.key.granularity));
         verdict->mutable_replica()->set_state(v1::REPLICA_STATE_ABSENT);
       }
@@ -701,18 +756,21 @@ Status WorkerControl::Verify(const v1::VerifyRequest& request, const Emit<v1::Ve
   return OkStatus();
 }
 
-Status WorkerControl::ListLeases(const v1::ListLeasesRequest& request, v1::ListLeasesResponse* response) {
+Status WorkerControl::ListLeases(const v1::ListLeasesRequest& request,
+                                 v1::ListLeasesResponse* response) {
   std::optional<Digest> digest;
   if (!request.model().empty()) {
     const Result<Digest> found = DigestOf(request.model(), /*resolve=*/false, nullptr);
-    if (found.status().code() == StatusCode::kFailedPrecondition) return OkStatus();  // Known and not resident.
+    if (found.status().code() == StatusCode::kFailedPrecondition)
+      return OkStatus();  // Known and not resident.
     RETURN_IF_ERROR(found.status());
     digest = *found;
   }
   return OnReactor([&]() -> Status {
     ASSIGN_OR_RETURN(const auto tier, TierOf(request.tier()));
     for (const store::LeaseView& lease : registry_->store().Leases()) {
-      if ((digest && lease.replica.model != *digest) || (tier && lease.replica.tier != *tier)) continue;
+      if ((digest && lease.replica.model != *digest) || (tier && lease.replica.tier != *tier))
+        continue;
       FillLease(*registry_, *leases_, lease, response->add_leases());
     }
     return OkStatus();

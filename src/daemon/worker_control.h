@@ -21,7 +21,8 @@ namespace trims {
 
 class WorkerControl final : public ControlBackend {
  public:
-  WorkerControl(Reactor* reactor, Registry* registry, LeaseServer* leases, const WorkerStart& start);
+  WorkerControl(Reactor* reactor, Registry* registry, LeaseServer* leases,
+                const WorkerStart& start);
 
   // After a reload.
   void SetConfig(const LoadedConfig& config);  // On the reactor's thread.
@@ -37,9 +38,10 @@ class WorkerControl final : public ControlBackend {
   Status Remove(const v1::RemoveRequest& request, v1::RemoveResponse* response) override;
   Status Verify(const v1::VerifyRequest& request, const Emit<v1::VerifyProgress>& emit,
                 const Cancelled& cancelled) override;
-  Status ListLeases(const v1::ListLeasesRequest& request, v1::ListLeasesResponse* response) override;
-  Status Watch(const v1::WatchRequest& request, const std::function<void()>& watching, const Emit<v1::Event>& emit,
-               const Cancelled& cancelled) override;
+  Status ListLeases(const v1::ListLeasesRequest& request,
+                    v1::ListLeasesResponse* response) override;
+  Status Watch(const v1::WatchRequest& request, const std::function<void()>& watching,
+               const Emit<v1::Event>& emit, const Cancelled& cancelled) override;
   Status GetConfig(const v1::GetConfigRequest& request, v1::GetConfigResponse* response) override;
   Status GetStatus(const v1::GetStatusRequest& request, v1::GetStatusResponse* response) override;
 
@@ -57,8 +59,9 @@ class WorkerControl final : public ControlBackend {
   LeaseServer* const leases_;
   void TellWatchers(const v1::Event& event);  // On the reactor's thread.
 
-  WorkerStart start_;              // The reactor's thread only.
-  std::map<uint64_t, std::function<void(const v1::Event&)>> watchers_;  // The reactor's thread only.
+  WorkerStart start_;  // The reactor's thread only.
+  std::map<uint64_t, std::function<void(const v1::Event&)>>
+      watchers_;  // The reactor's thread only.
   const int64_t worker_started_at_;
 };
 
