@@ -20,9 +20,9 @@
 #include "cuda/driver.h"
 #include "cuda/memory.h"
 #include "cuda/stream.h"
-#include "tier/benchmark_model.h"
 #include "tier/device_tier.h"
 #include "tier/host_pins.h"
+#include "tier/model_benchmark.h"
 
 namespace trims {
 namespace {

@@ -13,8 +13,8 @@
 #include <thread>
 
 #include "cuda/test_process.h"
-#include "tier/cuda_fixture.h"
 #include "tier/direct_read.h"
+#include "tier/test_cuda.h"
 #include "tier/tier_conformance.h"
 
 namespace trims {

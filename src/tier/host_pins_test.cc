@@ -13,7 +13,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "ipc/region.h"
-#include "tier/cuda_fixture.h"
+#include "tier/test_cuda.h"
 
 namespace trims {
 namespace {

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "base/limits.h"
-#include "tier/cuda_fixture.h"
+#include "tier/test_cuda.h"
 
 namespace trims {
 namespace {
