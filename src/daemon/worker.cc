@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,6 +32,9 @@ namespace {
 
 // How long calls of the control plane may take to finish when the daemon stops.
 constexpr auto kShutdownGrace = std::chrono::seconds(1);
+
+// Scheduling priority of the reactor's thread.
+constexpr int kReactorNice = -15;
 
 void ApplyLogLevel(const DaemonConfig& config) {
   if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok())
@@ -141,6 +145,10 @@ class Worker final {
                              {"host_budget_bytes", registry_->store().Tiers()[0].budget_bytes},
                              {"policy", store::PolicyName(registry_->config().eviction_policy)}});
     registry_->MeasureRho(start_.config.config.state_dir);
+    // This thread answers everybody and sleeps between answers; among many busy
+    // clients it must not wait for its turn behind them. Loaders keep their place.
+    // Not permitted to ordinary users, for whom it stays as it is.
+    (void)!::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kReactorNice);
     reactor_->Run();
 
     if (stopper_.joinable()) stopper_.join();
