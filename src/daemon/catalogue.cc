@@ -147,6 +147,7 @@ Status Catalogue::Add(const std::string& name, const std::string& path, bool rep
   entries[name] = path;
   RETURN_IF_ERROR(Write(entries));
   registered_ = std::move(entries);
+  version_.fetch_add(1, std::memory_order_release);
   return OkStatus();
 }
 
@@ -165,6 +166,7 @@ Status Catalogue::Remove(const std::string& name) {
   }
   RETURN_IF_ERROR(Write(entries));
   registered_ = std::move(entries);
+  version_.fetch_add(1, std::memory_order_release);
   return OkStatus();
 }
 

@@ -5,6 +5,7 @@
 // Thread-safe; Add, Remove and List block on the file system.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -51,6 +52,9 @@ class Catalogue final {
   Status Add(const std::string& name, const std::string& path, bool replace);
   // NOT_FOUND when not registered; FAILED_PRECONDITION for a directory of base_dir.
   Status Remove(const std::string& name);
+  // Changes with every Add and Remove: what Find answered holds at least as long
+  // as this number stays and the files it led to are there.
+  uint64_t version() const { return version_.load(std::memory_order_acquire); }
   // Registered names, then base_dir's directories; sorted by name.
   std::vector<CatalogueEntry> List() const;
 
@@ -61,6 +65,7 @@ class Catalogue final {
 
   const std::string file_;
   const std::string base_dir_;
+  std::atomic<uint64_t> version_{1};
   mutable std::mutex mu_;
   std::map<std::string, std::string> registered_;  // Guarded by mu_.
 };

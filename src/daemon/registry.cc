@@ -243,15 +243,20 @@ void Registry::Open(store::OpenId id, OpenRequest request, Done done, Progress p
 void Registry::OpenNamed(store::OpenId id) {
   Pending& pending = *pending_.at(id);
   const std::string& name = pending.request.model;
-  // The catalogue is asked on every open, so that a name that was moved or
-  // removed is noticed at once.
+  const uint64_t version = catalogue_->version();
+  const auto known = records_.find(name);
+  if (known != records_.end() && known->second.catalogue_version == version &&
+      known->second.readable.source->StillCurrent()) {
+    return Proceed(id, known->second.contents);
+  }
   Result<CatalogueEntry> entry = catalogue_->Find(name);
   if (!entry.ok()) return Fail(id, OpenResult{entry.status()});
-  if (const auto it = records_.find(name); it != records_.end()) {
-    if (it->second.path == entry->path && it->second.readable.source->StillCurrent()) {
-      return Proceed(id, it->second.contents);
+  if (known != records_.end()) {
+    if (known->second.path == entry->path && known->second.readable.source->StillCurrent()) {
+      known->second.catalogue_version = version;
+      return Proceed(id, known->second.contents);
     }
-    records_.erase(it);
+    records_.erase(known);
   }
   StartResolve("name " + name, id, *named_pool_,
                [path = entry->path, name]() -> Result<std::shared_ptr<const Source>> {
@@ -385,7 +390,8 @@ void Registry::FinishResolve(const std::string& key, std::shared_ptr<const Sourc
         Fail(id, OpenResult{entry.status()});
         continue;
       }
-      records_[name] = Record{entry->path, Readable{source, result->manifest}, found};
+      records_[name] =
+          Record{entry->path, catalogue_->version(), Readable{source, result->manifest}, found};
       found->name = name;
       found->path = entry->path;
       found->directory = source->directory();

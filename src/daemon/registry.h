@@ -192,6 +192,7 @@ class Registry final {
   // What a name stood for when it was last looked at.
   struct Record {
     std::string path;
+    uint64_t catalogue_version = 0;
     Readable readable;
     std::shared_ptr<ModelContents> contents;
   };
