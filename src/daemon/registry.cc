@@ -385,13 +385,13 @@ void Registry::FinishResolve(const std::string& key, std::shared_ptr<const Sourc
       }
     } else {
       const std::string& name = pending.request.model;
+      const uint64_t version = catalogue_->version();  // Before Find: never newer than its answer.
       Result<CatalogueEntry> entry = catalogue_->Find(name);
       if (!entry.ok()) {  // Removed in the meantime.
         Fail(id, OpenResult{entry.status()});
         continue;
       }
-      records_[name] =
-          Record{entry->path, catalogue_->version(), Readable{source, result->manifest}, found};
+      records_[name] = Record{entry->path, version, Readable{source, result->manifest}, found};
       found->name = name;
       found->path = entry->path;
       found->directory = source->directory();
