@@ -221,7 +221,9 @@ typedef int (*trims_progress_fn)(void* user, trims_phase phase, uint64_t done_by
 typedef struct trims_open_options {
   size_t struct_size;      /* sizeof(trims_open_options); TRIMS_OPEN_OPTIONS_INIT sets it. */
   trims_tier tier;         /* TRIMS_TIER_*. */
-  const char* device_uuid; /* "GPU-…"; with TRIMS_TIER_DEVICE only. */
+  /* With TRIMS_TIER_DEVICE: "GPU-…" or "MIG-…", whatever CUDA_VISIBLE_DEVICES makes
+   * its number here. NULL: the device that device_ordinal says. */
+  const char* device_uuid;
   trims_granularity granularity;
   /* The 32 bytes of the SHA-256 that the model must have, or NULL. Anything else
    * is TRIMS_DATA_LOSS. */
@@ -230,9 +232,14 @@ typedef struct trims_open_options {
   int64_t keep_alive_ms;      /* TRIMS_KEEP_ALIVE_* or milliseconds. */
   trims_progress_fn progress; /* May be NULL. */
   void* progress_user;
+  /* With TRIMS_TIER_DEVICE and without device_uuid: the device by its number in this
+   * process, as CUDA counts what CUDA_VISIBLE_DEVICES leaves. 0 is the first. */
+  int32_t device_ordinal;
+  uint32_t reserved; /* 0. */
 } trims_open_options;
 
-#define TRIMS_OPEN_OPTIONS_INIT {sizeof(trims_open_options), 0, NULL, 0, NULL, 0, 0, NULL, NULL}
+#define TRIMS_OPEN_OPTIONS_INIT \
+  {sizeof(trims_open_options), 0, NULL, 0, NULL, 0, 0, NULL, NULL, 0, 0}
 
 /* Leases a model by name, "[namespace/]name[:version]", or by content,
  * "@sha256:" and 64 hexadecimal digits. Blocks until the model is resident, which
@@ -271,6 +278,8 @@ TRIMS_API const char* trims_lease_digest_text(const trims_lease* lease); /* "sha
 TRIMS_API uint64_t trims_lease_generation(const trims_lease* lease); /* Number of the load. */
 TRIMS_API trims_tier trims_lease_tier(const trims_lease* lease);
 TRIMS_API const char* trims_lease_device_uuid(const trims_lease* lease); /* "" on the host. */
+/* The device's number in this process; -1 on the host. */
+TRIMS_API int32_t trims_lease_device_ordinal(const trims_lease* lease);
 TRIMS_API trims_granularity trims_lease_granularity(const trims_lease* lease); /* The one used. */
 TRIMS_API uint64_t trims_lease_total_bytes(const trims_lease* lease); /* Of all extents. */
 /* The directory of a named model, for its graph and labels; "" when there is none. */
