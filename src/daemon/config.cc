@@ -457,6 +457,91 @@ Expected SetSlabBytes(DaemonConfig& config, std::string_view text) {
 }
 std::string ShowSlabBytes(const DaemonConfig& config) { return ExactSize(config.slab_bytes); }
 
+Expected SetDeviceCapacity(DaemonConfig& config, std::string_view text) {
+  if (Lower(text) == kAuto) {
+    config.device_capacity_bytes = std::nullopt;
+    return kAccepted;
+  }
+  const auto bytes = ParseSize(text);
+  if (!bytes.ok() || *bytes == 0) {
+    return std::string(kExpectedSize) + ", or auto for memory_percentage of each device's memory";
+  }
+  config.device_capacity_bytes = *bytes;
+  return kAccepted;
+}
+std::string ShowDeviceCapacity(const DaemonConfig& config) {
+  return config.device_capacity_bytes ? ExactSize(*config.device_capacity_bytes) : kAuto;
+}
+
+// What stands between commas, without spaces around it.
+std::vector<std::string_view> SplitList(std::string_view text) {
+  std::vector<std::string_view> parts;
+  while (!text.empty()) {
+    const size_t comma = std::min(text.find(','), text.size());
+    parts.push_back(Trim(text.substr(0, comma)));
+    text.remove_prefix(std::min(comma + 1, text.size()));
+  }
+  return parts;
+}
+
+Expected SetDevices(DaemonConfig& config, std::string_view text) {
+  static constexpr char kExpected[] =
+      "all, none, or numbers and UUIDs of GPUs with commas between them, such as "
+      "0,GPU-5fd4f087-86f3-7a43-b711-4771313afc50";
+  const std::string lower = Lower(text);
+  if (lower == "all" || lower == kNone) {
+    config.devices = lower;
+    return kAccepted;
+  }
+  std::string list;
+  const std::vector<std::string_view> parts = SplitList(text);
+  if (parts.empty() || parts.size() > kMaxDevices) return kExpected;
+  for (const std::string_view part : parts) {
+    const std::string name = Lower(part);
+    const bool is_uuid = (name.starts_with("gpu-") || name.starts_with("mig-")) &&
+                         name.find_first_not_of("0123456789abcdef-", 4) == std::string::npos;
+    if (!is_uuid && !ParseCount(part, kMaxDevices)) return kExpected;
+    list += (list.empty() ? "" : ",") + std::string(part);
+  }
+  config.devices = list;
+  return kAccepted;
+}
+
+template <auto Member, bool kZeroIsOff>
+Expected SetBytes(DaemonConfig& config, std::string_view text) {
+  if (kZeroIsOff && Lower(text) == kNone) {
+    config.*Member = 0;
+    return kAccepted;
+  }
+  const auto bytes = ParseSize(text);
+  if (!bytes.ok() || (!kZeroIsOff && *bytes == 0)) {
+    return std::string(kExpectedSize) + (kZeroIsOff ? ", or none" : "");
+  }
+  config.*Member = *bytes;
+  return kAccepted;
+}
+template <auto Member>
+std::string ShowBytes(const DaemonConfig& config) {
+  return config.*Member == 0 ? kNone : ExactSize(config.*Member);
+}
+
+Expected SetTrustedUids(DaemonConfig& config, std::string_view text) {
+  std::vector<uint32_t> uids;
+  for (const std::string_view part : SplitList(text)) {
+    const auto uid = ParseCount(part, std::numeric_limits<uint32_t>::max());
+    if (!uid) return "numbers of users with commas between them, such as 1000,1001; or nothing";
+    uids.push_back(static_cast<uint32_t>(*uid));
+  }
+  config.trusted_uids = std::move(uids);
+  return kAccepted;
+}
+std::string ShowTrustedUids(const DaemonConfig& config) {
+  std::string text;
+  for (const uint32_t uid : config.trusted_uids)
+    text += (text.empty() ? "" : ",") + std::to_string(uid);
+  return text;
+}
+
 Expected SetLeasedBytes(DaemonConfig& config, std::string_view text) {
   if (Lower(text) == kNone) {
     config.leased_bytes_per_uid_max = 0;
@@ -528,6 +613,25 @@ constexpr Setting kSettings[] = {
      ShowBool<&C::use_hugetlb>, "Use reserved huge pages for weights while there are free ones."},
     {"slab_bytes", "", Kind::kQuantity, "SIZE", false, "", SetSlabBytes, ShowSlabBytes,
      "Size of one block when weights are shared at the granularity slab: a multiple of 2MiB."},
+
+    {"devices", "", Kind::kText, "LIST", false, "", SetDevices, ShowText<&C::devices>,
+     "GPUs that models may be resident on: all, none, or numbers and UUIDs with commas between "
+     "them."},
+    {"device_capacity_bytes", "", Kind::kQuantity, "SIZE", false, "", SetDeviceCapacity,
+     ShowDeviceCapacity,
+     "Memory of each GPU that models may take together; auto is memory_percentage of the GPU's "
+     "memory."},
+    {"pinned_pool_bytes", "", Kind::kQuantity, "SIZE", false, "",
+     SetBytes<&C::pinned_pool_bytes, true>, ShowBytes<&C::pinned_pool_bytes>,
+     "Pinned host memory for each GPU that loads read files into, prepared in the background; "
+     "none makes each load prepare its own."},
+    {"scrub_bytes_per_second", "", Kind::kQuantity, "SIZE", true, "",
+     SetBytes<&C::scrub_bytes_per_second, true>, ShowBytes<&C::scrub_bytes_per_second>,
+     "How fast resident bytes of each GPU are checked again in the background; none switches it "
+     "off."},
+    {"trusted_uids", "", Kind::kText, "LIST", true, "", SetTrustedUids, ShowTrustedUids,
+     "Users beside root and the daemon's own after whose leases on GPU memory the bytes are not "
+     "checked: numbers with commas between them."},
 
     {"loader_threads", "", Kind::kNumber, "COUNT", false, "", SetCount<&C::loader_threads, 0, 1024>,
      ShowCount<&C::loader_threads>, "Models loaded at once; 0 is the number of cores, at most 4."},
@@ -642,6 +746,8 @@ DaemonConfig Defaults(const Getenv& getenv) {
   config.base_dir = HomeOf(getenv) + "/carml/data/mxnet/";
   config.profile_target = "server_profile.json";
   config.slab_bytes = kDefaultSlabBytes;
+  config.pinned_pool_bytes = kDefaultPinnedPoolBytes;
+  config.scrub_bytes_per_second = kDefaultScrubBytesPerSecond;
   config.sessions_per_uid_max = kDefaultSessionsPerUid;
   config.leases_per_uid_max = kDefaultLeasesPerUid;
   config.leased_bytes_per_uid_max = kDefaultLeasedBytesPerUid;

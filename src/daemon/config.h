@@ -45,6 +45,16 @@ struct DaemonConfig {
   bool use_hugetlb = true;
   uint64_t slab_bytes = 0;  // Default kDefaultSlabBytes.
 
+  // Devices.
+  // "all", "none", or numbers and UUIDs of GPUs ("0,GPU-5f…"), as this process sees them.
+  std::string devices = "all";
+  // Of each device; nullopt: memory_percentage of its memory.
+  std::optional<uint64_t> device_capacity_bytes;
+  uint64_t pinned_pool_bytes = 0;  // For each device. Default kDefaultPinnedPoolBytes.
+  uint64_t scrub_bytes_per_second =
+      0;  // For each device; 0: no scrub. Default kDefaultScrubBytesPerSecond.
+  std::vector<uint32_t> trusted_uids;  // Beside root and the daemon's own.
+
   // Loading.
   int loader_threads = 0;  // Models loaded at once; 0: min(4, cores).
   int io_threads = 0;      // For one load; 0: min(8, cores).

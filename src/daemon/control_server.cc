@@ -273,6 +273,10 @@ void ControlServer::SetServing(bool serving) {
   health->SetServingStatus(kServiceName, serving);
 }
 
+void ControlServer::SetTierServing(const std::string& tier, bool serving) {
+  state_->server->GetHealthCheckService()->SetServingStatus("tier/" + tier, serving);
+}
+
 void ControlServer::Shutdown(Duration grace) {
   {
     std::lock_guard lock(state_->mu);

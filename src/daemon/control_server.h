@@ -1,6 +1,6 @@
 // The gRPC server of control.sock: the service trims.v1.Control over a
-// ControlBackend, the standard health service (names "" and "trims.v1.Control")
-// and server reflection.
+// ControlBackend, the standard health service (names "", "trims.v1.Control" and
+// "tier/<name>") and server reflection.
 //
 // It listens nowhere: the reactor accepts on control.sock and hands connections
 // over. It is not the place of any decision about models; that is the backend.
@@ -25,6 +25,7 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <string>
 
 #include "base/clock.h"
 #include "base/status.h"
@@ -70,8 +71,9 @@ class ControlServer final {
   // kind of descriptor. What the peer does afterwards is never an error here.
   Status Serve(UniqueFd connection);
 
-  // What the health service answers.
+  // What the health service answers for the daemon, and under "tier/<name>" for a tier.
   void SetServing(bool serving);
+  void SetTierServing(const std::string& tier, bool serving);
 
   // Health turns to "not serving", streams end with UNAVAILABLE at once, other
   // calls have `grace` to finish before they are cancelled. Returns when every

@@ -285,8 +285,10 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id,
     if (!tier) {
       SendFailed(session, request_id,
                  FailedPreconditionError(
-                     "this daemon serves no device \"" + uuid.substr(0, 64) +
-                     "\"; open on the host tier, or see `trims doctor` for what it found"));
+                     "this daemon serves no device \"" + uuid.substr(0, 64) + "\": " +
+                     (registry_->devices() == nullptr ? "it serves none"
+                                                      : registry_->devices()->WhyNotServed(uuid)) +
+                     "; open on the host tier, or see `trims doctor`"));
       return !session.doomed;
     }
     request.tier = *tier;
@@ -384,6 +386,7 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
       builder.CreateVector(lent.key.model.bytes.data(), lent.key.model.bytes.size());
   const auto sizes = builder.CreateVector(lent.extent_bytes);
   const auto directory = lent.directory.empty() ? 0 : builder.CreateString(lent.directory);
+  const auto device = lent.device_uuid.empty() ? 0 : builder.CreateString(lent.device_uuid);
   v1::OpenedBuilder opened(builder);
   opened.add_lease_id(result.lease);
   opened.add_digest(digest);
@@ -396,6 +399,7 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
   opened.add_extent_bytes(sizes);
   opened.add_loaded(result.loaded);
   if (directory.o != 0) opened.add_model_dir(directory);
+  if (device.o != 0) opened.add_device_uuid(device);
   builder.Finish(opened.Finish());
 
   std::vector<int> fds;

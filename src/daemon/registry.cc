@@ -1,11 +1,14 @@
 #include "daemon/registry.h"
 
 #include <fcntl.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -27,6 +30,20 @@ constexpr char kExtentPrefix[] = "extent/";
 constexpr char kReplicaPrefix[] = "replica/";
 constexpr char kPinPrefix[] = "pin/";
 constexpr char kRhoKey[] = "rho";
+// Entries about devices: the worker's own, kept from one to the next.
+constexpr char kDevicePrefix[] = "device/";
+constexpr char kLinksKey[] = "device/links";
+constexpr char kDeviceTierPrefix[] = "gpu:";
+
+// Memory of a process that was killed comes back a moment after its connection ended, and
+// what is freed here takes a moment, too: a load that finds none tries again.
+constexpr int kMemoryAttempts = 10;
+constexpr auto kMemoryPause = std::chrono::milliseconds(50);
+// Checks after leases take at most a tenth of a device's time.
+constexpr int kCheckPauseFactor = 9;
+// Between two steps of a scrub at least, and between two looks at an idle device.
+constexpr Duration kScrubPauseMin = std::chrono::milliseconds(50);
+constexpr Duration kProbeInterval = std::chrono::seconds(1);
 
 std::string UnknownDigestText(const Digest& digest) {
   return "no model with digest " + digest.ToString() +
@@ -109,6 +126,7 @@ struct Registry::Pending {
   Readable readable;                        // Of a passed descriptor.
   std::optional<ReplicaKey> replica;        // Once asked of the store.
   bool resident_only = false;               // Asked as OpenResidentAsked.
+  bool is_own = false;                      // Asked by the registry itself, for nobody.
   Time asked_at = Now();
 };
 
@@ -121,8 +139,53 @@ struct Registry::Resolve {
 struct Registry::Load {
   ReplicaKey replica;
   std::shared_ptr<LoadControl> control = std::make_shared<LoadControl>();
+  Readable readable;
   Time started = Now();
   uint64_t bytes = 0;
+};
+
+// What goes on in one device's tier. Each kind of work has threads of its own, so that a
+// device that hangs takes nothing with it but what is asked of it.
+struct Registry::DeviceWork {
+  // A replica that is to be checked because an untrusted lease on it has ended.
+  struct Check {
+    bool is_running = false;
+    bool is_wanted = false;
+    Time not_before{};
+  };
+
+  // The reactor's thread only.
+  std::map<ReplicaKey, Check> wanted;
+  std::optional<ReplicaKey> last_scrubbed;
+  bool is_lost = false;
+
+  // Memory on its way back to the driver, which takes up to milliseconds: not the reactor's.
+  void Release(std::vector<std::shared_ptr<const ResidentExtent>> extents) {
+    {
+      const std::lock_guard lock(mutex);
+      ++releasing;
+    }
+    releases.Run([this, extents = std::move(extents)]() mutable {
+      extents.clear();
+      const std::lock_guard lock(mutex);
+      --releasing;
+      released.notify_all();
+    });
+  }
+  // A load that follows an eviction counts on its memory.
+  void WaitUntilReleased() {
+    std::unique_lock lock(mutex);
+    released.wait(lock, [this] { return releasing == 0; });
+  }
+
+  std::mutex mutex;
+  std::condition_variable released;
+  size_t releasing = 0;  // Guarded by mutex.
+
+  // Last, and loads, which wait for releases, end first.
+  LoaderPool releases{"trims-release", 1};
+  LoaderPool checks{"trims-check", 1};
+  LoaderPool loads{"trims-load-gpu", 2};
 };
 
 struct Registry::AdoptedReplica {
@@ -136,6 +199,8 @@ Registry::Registry(Reactor* reactor, Options options)
       link_(options.link),
       tiers_(std::move(options.tiers)),
       budgets_(std::move(options.budgets)),
+      devices_(options.devices),
+      on_tier_lost_(std::move(options.on_tier_lost)),
       catalogue_(std::move(options.catalogue)),
       sidecars_(std::move(options.sidecars)),
       id_base_(options.id_base),
@@ -151,6 +216,9 @@ Registry::Registry(Reactor* reactor, Options options)
   named_pool_ = std::make_unique<LoaderPool>("trims-load", threads);
   passed_pool_ = std::make_unique<LoaderPool>("trims-load-fd", threads);
   foreign_pool_ = std::make_unique<LoaderPool>("trims-load-fuse", threads);
+  background_pool_ = std::make_unique<LoaderPool>("trims-load-bg", 1);
+  device_work_.resize(tiers_.size());
+  for (size_t i = 1; i < tiers_.size(); ++i) device_work_[i] = std::make_unique<DeviceWork>();
 }
 
 Registry::~Registry() {
@@ -160,6 +228,8 @@ Registry::~Registry() {
   named_pool_.reset();
   passed_pool_.reset();
   foreign_pool_.reset();
+  background_pool_.reset();
+  device_work_.clear();
 }
 
 store::Config Registry::StoreConfig(const DaemonConfig& config) const {
@@ -171,6 +241,7 @@ store::Config Registry::StoreConfig(const DaemonConfig& config) const {
   result.estimate_with_internal_memory = config.estimate_with_internal_memory;
   result.keep_alive = config.keep_alive;
   result.persist_host = config.persist_cpu;
+  result.persist_only_host = config.persist_only_cpu;
   result.leases_per_uid_max = config.leases_per_uid_max;
   result.leased_bytes_per_uid_max = config.leased_bytes_per_uid_max;
   result.id_base = id_base_;
@@ -185,9 +256,44 @@ void Registry::ApplyConfig(const DaemonConfig& config) {
 
 std::optional<store::TierIndex> Registry::TierByName(const std::string& name) const {
   for (size_t i = 0; i < tiers_.size(); ++i) {
-    if (tiers_[i]->name() == name) return static_cast<store::TierIndex>(i);
+    if (::strcasecmp(tiers_[i]->name().c_str(), name.c_str()) == 0)
+      return static_cast<store::TierIndex>(i);
   }
   return std::nullopt;
+}
+
+Result<store::TierIndex> Registry::ResolveTier(const std::string& text) const {
+  if (const auto tier = TierByName(text)) return *tier;
+  std::vector<store::TierIndex> found;
+  std::string known;
+  if (text == "gpu" && tiers_.size() == 2) found.push_back(1);
+  if (text.starts_with(kDeviceTierPrefix) && text.size() > sizeof kDeviceTierPrefix - 1) {
+    const std::string rest = text.substr(sizeof kDeviceTierPrefix - 1);
+    if (rest.size() <= 4 && rest.find_first_not_of("0123456789") == std::string::npos) {
+      const auto name =
+          devices_ == nullptr ? std::nullopt : devices_->TierOfOrdinal(std::stoi(rest));
+      if (name) found.push_back(*TierByName(*name));
+    } else {
+      for (store::TierIndex i = 1; i < tiers_.size(); ++i) {
+        const std::string uuid = tiers_[i]->name().substr(sizeof kDeviceTierPrefix - 1);
+        // With or without "GPU-" in front.
+        for (const std::string& candidate : {uuid, uuid.substr(std::min<size_t>(4, uuid.size()))}) {
+          if (::strncasecmp(candidate.c_str(), rest.c_str(), rest.size()) != 0) continue;
+          found.push_back(i);
+          break;
+        }
+      }
+    }
+  }
+  if (found.size() == 1) return found[0];
+  for (const auto& tier : tiers_) known += (known.empty() ? "" : ", ") + tier->name();
+  std::string why;
+  if (found.size() > 1) {
+    why = " (several begin so)";
+  } else if (text.starts_with("gpu") && tiers_.size() == 1 && devices_ != nullptr) {
+    why = " (no device: " + devices_->WhyNotServed("") + ")";
+  }
+  return NotFoundError("no tier \"" + text + "\"; this daemon has: " + known + why);
 }
 
 std::string Registry::NameOf(const Digest& model) const {
@@ -219,6 +325,11 @@ void Registry::Open(store::OpenId id, OpenRequest request, Done done, Progress p
   const bool passed = asked.file.valid();
   if (asked.tier >= tiers_.size()) {
     pending->done(OpenResult{InvalidArgumentError("no such tier")});
+    return;
+  }
+  if (const Status health = tiers_[asked.tier]->health(); !health.ok()) {
+    ++counters_.opens_failed;
+    pending->done(OpenResult{health});
     return;
   }
   if (passed) {
@@ -502,7 +613,7 @@ void Registry::Fail(store::OpenId id, OpenResult result) {
     waiting_[*pending->replica].erase(id);
     if (waiting_[*pending->replica].empty()) waiting_.erase(*pending->replica);
   }
-  ++counters_.opens_failed;
+  if (!pending->is_own) ++counters_.opens_failed;
   if (pending->done) pending->done(std::move(result));
 }
 
@@ -591,40 +702,59 @@ void Registry::Do(store::StartLoad& action) {
   const auto found = contents_.find(action.replica.model);
   TRIMS_CHECK(found != contents_.end());
   const std::shared_ptr<ModelContents> contents = found->second;
+  const ReplicaKey replica = action.replica;
+  DeviceWork* const work = device_work_[replica.tier].get();
 
   // Any open that waits for it and brought a descriptor will do as a source.
   Readable readable = contents->readable;
-  LoaderPool* pool = named_pool_.get();
-  if (const auto waiting = waiting_.find(action.replica);
-      readable.source == nullptr && waiting != waiting_.end()) {
+  LoaderPool* pool = work != nullptr ? &work->loads : named_pool_.get();
+  if (const auto waiting = waiting_.find(replica); waiting != waiting_.end()) {
+    bool is_wanted = false;
     for (const store::OpenId open : waiting->second) {
-      if (pending_.at(open)->readable.manifest == nullptr) continue;
-      readable = pending_.at(open)->readable;
+      const Pending& pending = *pending_.at(open);
+      if (!pending.is_own) is_wanted = true;
+      if (contents->readable.source != nullptr || pending.readable.manifest == nullptr) continue;
+      readable = pending.readable;
       pool = readable.source->has_forgeable_identity() ? foreign_pool_.get() : passed_pool_.get();
     }
+    if (!is_wanted) pool = background_pool_.get();
   }
   Result<std::shared_ptr<const Layout>> layout =
-      contents->LayoutAt(action.replica.granularity, config_.slab_bytes);
-  std::vector<uint32_t> wanted;
+      contents->LayoutAt(replica.granularity, config_.slab_bytes);
+  auto job = std::make_shared<LoadJob>();
+  uint64_t allocated = 0;
   if (layout.ok()) {
     std::set<Digest> missing;
     for (const store::Extent& extent : action.missing) missing.insert(extent.key);
-    for (uint32_t i = 0; i < (*layout)->extents.size(); ++i) {
-      if (missing.erase((*layout)->extents[i].key) == 0) continue;
-      wanted.push_back(i);
-      load->bytes += (*layout)->extents[i].bytes;
+    for (const ExtentSpec& spec : (*layout)->extents) {
+      if (missing.erase(spec.key) == 0) continue;
+      job->extents.push_back(&spec);
+      load->bytes += spec.bytes;
+      allocated += tiers_[replica.tier]->AllocationBytes(spec.bytes);
     }
+    OfferCopies(replica.tier, *job);
   }
+  const bool needs_file = [&] {
+    for (size_t i = 0; i < job->extents.size(); ++i) {
+      if ((job->host.empty() || job->host[i] == nullptr) &&
+          (job->peer.empty() || job->peer[i] == nullptr)) {
+        return true;
+      }
+    }
+    return false;
+  }();
   const uint64_t bytes = load->bytes;
-  const ReplicaKey replica = load->replica;
+  if (needs_file) load->readable = readable;
   loads_.emplace(id, std::move(load));
-  if (!layout.ok() || readable.source == nullptr) {
-    const Status status =
-        !layout.ok() ? layout.status()
-                     : FailedPreconditionError("the file of " + NameOf(action.replica.model) +
-                                               " is no longer open; open it again");
+  if (!layout.ok() || (readable.source == nullptr && needs_file)) {
+    Loaded failed;
+    failed.extents = !layout.ok() ? layout.status()
+                                  : FailedPreconditionError("the file of " + NameOf(replica.model) +
+                                                            " is no longer open; open it again");
     // Not from inside the store's own actions.
-    reactor_->Post([this, id, status] { FinishLoad(id, status, nullptr, Duration{}); });
+    reactor_->Post([this, id, failed = std::make_shared<Loaded>(std::move(failed))] {
+      FinishLoad(id, std::move(*failed));
+    });
     return;
   }
   auto throttle =
@@ -641,36 +771,65 @@ void Registry::Do(store::StartLoad& action) {
   Tier* const tier = tiers_[replica.tier].get();
   std::shared_ptr<const ReadOnlyRegion> index =
       contents->indexes[static_cast<size_t>(replica.granularity)];
-  pool->Run([this, id, tier, contents, readable, layout = *layout, wanted, control,
-             index]() mutable {
+  pool->Run([this, id, tier, work, contents, readable, layout = *layout, job, allocated, control,
+             index] {
     const Time start = Now();
-    LoadJob job;
-    job.manifest = readable.manifest.get();
-    job.source = readable.source.get();
-    for (const uint32_t i : wanted) job.extents.push_back(&layout->extents[i]);
-    Result<std::vector<ResidentExtent>> result = std::vector<ResidentExtent>();
-    if (control->cancelled) {
-      result = CancelledError("nobody waits for this load any more");
-    } else if (!job.extents.empty()) {
-      result = tier->Load(job, *control);
+    auto loaded = std::make_shared<Loaded>();
+    loaded->index = index;
+    job->manifest =
+        readable.manifest != nullptr ? readable.manifest.get() : contents->manifest.get();
+    job->source = readable.source.get();
+    for (int attempt = 1; !job->extents.empty(); ++attempt) {
+      if (control->cancelled) {
+        loaded->extents = CancelledError("nobody waits for this load any more");
+        break;
+      }
+      if (work != nullptr) work->WaitUntilReleased();
+      loaded->extents = tier->Load(*job, *control);
+      if (loaded->extents.status().code() != StatusCode::kResourceExhausted) break;
+      loaded->free_bytes = tier->FreeBytes();
+      // Something else than this tier's memory ran out.
+      if (loaded->free_bytes && *loaded->free_bytes >= allocated) loaded->free_bytes.reset();
+      if (!loaded->free_bytes || work == nullptr || attempt == kMemoryAttempts) break;
+      std::unique_lock lock(work->mutex);
+      work->released.wait_for(lock, kMemoryPause);
     }
-    if (result.ok() && index == nullptr) {
+    if (loaded->extents.ok()) loaded->free_bytes.reset();
+    if (loaded->extents.ok() && loaded->index == nullptr) {
       Result<std::shared_ptr<const ReadOnlyRegion>> made = MakeIndex(*contents->manifest, *layout);
       if (made.ok()) {
-        index = *made;
+        loaded->index = *made;
       } else {
-        result = made.status();
+        loaded->extents = made.status();
       }
     }
-    const Duration took = Now() - start;
-    reactor_->Post([this, id, index, took,
-                    result = std::make_shared<Result<std::vector<ResidentExtent>>>(
-                        std::move(result))] { FinishLoad(id, std::move(*result), index, took); });
+    job->host.clear();  // What was offered is not kept alive longer than needed.
+    job->peer.clear();
+    loaded->took = Now() - start;
+    reactor_->Post([this, id, loaded] { FinishLoad(id, std::move(*loaded)); });
   });
 }
 
-void Registry::FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> result,
-                          std::shared_ptr<const ReadOnlyRegion> index, Duration took) {
+void Registry::OfferCopies(store::TierIndex tier, LoadJob& job) const {
+  if (tier == 0) return;
+  const std::string& name = tiers_[tier]->name();
+  for (const ExtentSpec* spec : job.extents) {
+    const auto host = extents_.find({0, spec->key});
+    job.host.push_back(host == extents_.end() ? nullptr : host->second);
+    job.peer.push_back(nullptr);
+    for (store::TierIndex other = 1; other < tiers_.size(); ++other) {
+      const auto peer = extents_.find({other, spec->key});
+      if (other == tier || peer == extents_.end() || !tiers_[other]->health().ok()) continue;
+      // From a device that is no faster than the host only what the host does not have.
+      const bool is_faster =
+          devices_ != nullptr && devices_->PeerIsFaster(name, tiers_[other]->name());
+      if (is_faster || job.host.back() == nullptr) job.peer.back() = peer->second;
+      if (is_faster) break;
+    }
+  }
+}
+
+void Registry::FinishLoad(store::LoadId id, Loaded loaded) {
   const auto it = loads_.find(id);
   TRIMS_CHECK(it != loads_.end());
   const std::unique_ptr<Load> load = std::move(it->second);
@@ -678,30 +837,36 @@ void Registry::FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> 
   const ReplicaKey replica = load->replica;
   const std::string name = NameOf(replica.model);
   profile_->Span("load_owned", "load", load->started, Now(), {{"model_name", name}});
-  if (!result.ok()) {
-    if (result.status().code() != StatusCode::kCancelled) {
-      LogWarn("load failed", {{"model", name},
-                              {"tier", tiers_[replica.tier]->name()},
-                              {"reason", result.status().ToString()}});
+  if (!loaded.extents.ok()) {
+    const Status status = loaded.extents.status();
+    if (status.code() != StatusCode::kCancelled) {
+      LogWarn(
+          "load failed",
+          {{"model", name}, {"tier", tiers_[replica.tier]->name()}, {"reason", status.ToString()}});
     }
-    Apply(store::LoadFailed{id, result.status()});
+    Apply(store::LoadFailed{id, status, loaded.free_bytes});
+    NoticeLost(replica.tier);
     return;
   }
-  if (index != nullptr) {
+  if (loaded.index != nullptr) {
     if (const auto contents = contents_.find(replica.model); contents != contents_.end()) {
-      contents->second->indexes[static_cast<size_t>(replica.granularity)] = index;
+      contents->second->indexes[static_cast<size_t>(replica.granularity)] = loaded.index;
     }
   }
   // The ledger first: when a client has a lease, the keeper has the memory.
   uint64_t bytes = 0;
-  for (ResidentExtent& extent : *result) {
+  for (ResidentExtent& extent : *loaded.extents) {
     bytes += extent.bytes;
     LedgerPutExtent(replica.tier, extent);
     const Digest key = extent.key;
-    extents_[{replica.tier, key}] = std::make_shared<const ResidentExtent>(std::move(extent));
+    const auto resident = std::make_shared<const ResidentExtent>(std::move(extent));
+    extents_[{replica.tier, key}] = resident;
+    if (replica.tier == 0) {
+      for (size_t i = 1; i < tiers_.size(); ++i) tiers_[i]->HostExtentReady(resident);
+    }
   }
-  const double seconds = std::chrono::duration<double>(took).count();
-  if (load->bytes >= kDefaultSlabBytes / 4 && seconds > 0) {
+  const double seconds = std::chrono::duration<double>(loaded.took).count();
+  if (replica.tier == 0 && load->bytes >= kDefaultSlabBytes / 4 && seconds > 0) {
     // q of the rho test follows what loads really reach; one load moves it by a quarter.
     const double rate = static_cast<double>(load->bytes) / seconds;
     rho_.read_bytes_per_second =
@@ -711,10 +876,38 @@ void Registry::FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> 
                      {"digest", replica.model.ToShort()},
                      {"tier", tiers_[replica.tier]->name()},
                      {"bytes", bytes},
-                     {"took", FormatDuration(took)}});
+                     {"took", FormatDuration(loaded.took)}});
   std::vector<store::Action> actions = store_->Apply(store::LoadFinished{id}, Now());
   LedgerPutReplica(replica);
   Execute(std::move(actions));
+  if (replica.tier != 0 && load->readable.source != nullptr) KeepOnHost(*load);
+}
+
+void Registry::KeepOnHost(const Load& load) {
+  const ReplicaKey host{load.replica.model, 0, load.replica.granularity};
+  const auto found = contents_.find(host.model);
+  if (!config_.persist_cpu || found == contents_.end() || store_->Find(host)) return;
+  // Reading it may hang for ever, and nobody waits for it.
+  if (load.readable.source->has_forgeable_identity()) return;
+  auto pending = std::make_unique<Pending>();
+  pending->id = NewOpenId();
+  pending->is_own = true;
+  pending->request.is_admin = true;
+  pending->request.take_lease = false;
+  pending->request.granularity = host.granularity;
+  pending->contents = found->second;
+  pending->readable = load.readable;
+  pending->replica = host;
+  pending->done = [name = NameOf(host.model)](const OpenResult& result) {
+    if (result.status.ok()) return;
+    LogInfo("no copy kept in host memory", {{"model", name}, {"reason", result.status.message()}});
+  };
+  const store::OpenId id = pending->id;
+  Pending& asked = *pending;
+  pending_.emplace(id, std::move(pending));
+  waiting_[host].insert(id);
+  const Status status = AskStore(asked, /*resident_only=*/false);
+  if (!status.ok()) Fail(id, OpenResult{status});
 }
 
 void Registry::Do(store::CancelLoad& action) {
@@ -734,11 +927,20 @@ void Registry::Do(store::ReleaseExtents& action) {
     if (gone) LedgerDrop(ReplicaEntryKey(it->first));
     it = gone ? lent_.erase(it) : std::next(it);
   }
+  std::vector<std::shared_ptr<const ResidentExtent>> extents;
   for (const Digest& key : action.extents) {
-    extents_.erase({action.tier, key});
-    adopting_.erase({action.tier, key});
+    for (auto* const held : {&extents_, &adopting_}) {
+      const auto it = held->find({action.tier, key});
+      if (it == held->end()) continue;
+      extents.push_back(std::move(it->second));
+      held->erase(it);
+    }
+    if (action.tier == 0) {
+      for (size_t i = 1; i < tiers_.size(); ++i) tiers_[i]->HostExtentGone(key);
+    }
     LedgerDrop(ExtentEntryKey(action.tier, key));
   }
+  if (action.tier != 0 && !extents.empty()) device_work_[action.tier]->Release(std::move(extents));
 }
 
 void Registry::Do(store::ReplyLease& action) {
@@ -834,8 +1036,13 @@ void Registry::Do(store::Notify& action) {
     case Kind::kEvicted:
     case Kind::kExpired:
     case Kind::kQuarantined:
+      if (action.kind == Kind::kQuarantined) ++counters_.quarantines;
       lent_.erase(action.replica);
       LedgerDrop(ReplicaEntryKey(action.replica));
+      if (DeviceWork* const work = device_work_[action.replica.tier].get()) {
+        const auto check = work->wanted.find(action.replica);
+        if (check != work->wanted.end() && !check->second.is_running) work->wanted.erase(check);
+      }
       if (action.kind == Kind::kQuarantined) {
         LogError("wrong bytes in a resident model, quarantined",
                  {{"model", NameOf(action.replica.model)},
@@ -851,6 +1058,10 @@ void Registry::Do(store::Notify& action) {
                        {{"policy", std::string(store::PolicyName(config_.eviction_policy))},
                         {"model_name", NameOf(action.replica.model)}});
       }
+      break;
+    case Kind::kReleased:
+      if (action.replica.tier != 0 && action.uid && !IsTrusted(*action.uid))
+        WantCheck(action.replica);
       break;
     default:
       break;
@@ -879,6 +1090,8 @@ std::shared_ptr<const LentReplica> Registry::LentReplicaOf(const ReplicaKey& key
   lent->manifest = contents->manifest;
   lent->index = index;
   lent->directory = contents->directory;
+  if (key.tier != 0)
+    lent->device_uuid = tiers_[key.tier]->name().substr(sizeof kDeviceTierPrefix - 1);
   for (const ExtentSpec& spec : layout->extents) {
     const auto extent = extents_.find({key.tier, spec.key});
     TRIMS_CHECK(extent != extents_.end());  // The store leases only what is resident.
@@ -961,33 +1174,167 @@ void Registry::Verify(const ReplicaKey& replica, std::shared_ptr<LoadControl> co
   if (!view || view->state != store::ReplicaState::kReady || found == contents_.end()) {
     return done(FailedPreconditionError("this replica is not ready"));
   }
-  const std::shared_ptr<const LentReplica> lent = LentReplicaOf(replica);
+  std::shared_ptr<const LentReplica> lent = LentReplicaOf(replica);
   Result<std::shared_ptr<const Layout>> layout =
       found->second->LayoutAt(replica.granularity, config_.slab_bytes);
   if (lent == nullptr || !layout.ok())
     return done(InternalError("this replica can not be described"));
+  ++counters_.verifications;
   Tier* const tier = tiers_[replica.tier].get();
-  named_pool_->Run([this, replica, tier, lent, layout = *layout, control, done = std::move(done)] {
+  DeviceWork* const work = device_work_[replica.tier].get();
+  LoaderPool& pool = work != nullptr ? work->checks : *named_pool_;
+  pool.Run([this, replica, generation = view->generation, tier, lent, layout = *layout, control,
+            done = std::move(done)]() mutable {
     const Time start = Now();
     Status status;
+    std::vector<Digest> wrong;
     uint64_t before = 0;
     const auto report = control->on_progress;
-    for (size_t i = 0; i < layout->extents.size() && status.ok(); ++i) {
+    for (size_t i = 0; i < layout->extents.size(); ++i) {
       LoadControl part;
       part.on_progress = [&](uint64_t bytes, uint64_t) {
         if (control->cancelled) part.cancelled = true;
         if (report) report(before + bytes, lent->total_bytes);
       };
       part.cancelled = control->cancelled.load();
-      status = tier->Verify(*lent->extents[i], layout->extents[i], *lent->manifest, part);
+      const Status one = tier->Verify(*lent->extents[i], layout->extents[i], *lent->manifest, part);
       before += lent->extent_bytes[i];
+      if (one.ok()) continue;
+      if (status.ok() || one.code() != StatusCode::kDataLoss) status = one;
+      if (one.code() != StatusCode::kDataLoss) break;
+      wrong.push_back(layout->extents[i].key);  // The others may be shared and good.
     }
     const Time end = Now();
-    reactor_->Post([this, replica, status, done, start, end] {
+    lent.reset();  // Not the last to let go of it, if it can be helped.
+    reactor_->Post([this, replica, generation, status, wrong = std::move(wrong),
+                    done = std::move(done), start, end] {
       profile_->Span("verify", "verify", start, end, {{"model_name", NameOf(replica.model)}});
-      if (status.code() == StatusCode::kDataLoss)
-        Apply(store::QuarantineAsked{replica, status.message()});
+      if (!wrong.empty())
+        Apply(store::QuarantineAsked{replica, status.message(), generation, wrong});
+      NoticeLost(replica.tier);
       done(status);
+    });
+  });
+}
+
+// --- Watching over devices ------------------------------------------------------------
+
+bool Registry::IsTrusted(uint32_t uid) const {
+  return uid == 0 || uid == ::geteuid() ||
+         std::find(config_.trusted_uids.begin(), config_.trusted_uids.end(), uid) !=
+             config_.trusted_uids.end();
+}
+
+void Registry::WantCheck(const ReplicaKey& replica) {
+  DeviceWork::Check& check = device_work_[replica.tier]->wanted[replica];
+  if (std::exchange(check.is_wanted, true) || check.is_running) return;
+  // Not from inside the store's own actions.
+  const Time now = Now();
+  if (check.not_before <= now) {
+    reactor_->Post([this, replica] { StartCheck(replica); });
+  } else {
+    reactor_->RunAt(check.not_before, [this, replica] { StartCheck(replica); });
+  }
+}
+
+// One check at a time for each replica, and a pause after it: a thousand short leases must
+// not take the device's memory from those who compute.
+void Registry::StartCheck(const ReplicaKey& replica) {
+  DeviceWork& work = *device_work_[replica.tier];
+  const auto it = work.wanted.find(replica);
+  if (it == work.wanted.end() || it->second.is_running || !it->second.is_wanted) return;
+  if (!store_->Find(replica)) {
+    work.wanted.erase(it);
+    return;
+  }
+  it->second.is_running = true;
+  it->second.is_wanted = false;
+  const Time start = Now();
+  Verify(replica, std::make_shared<LoadControl>(), [this, replica, start](const Status& status) {
+    DeviceWork& device = *device_work_[replica.tier];
+    const auto ended = device.wanted.find(replica);
+    if (ended == device.wanted.end()) return;
+    DeviceWork::Check& check = ended->second;
+    check.is_running = false;
+    check.not_before = Now() + kCheckPauseFactor * (Now() - start);
+    const bool is_gone = status.code() == StatusCode::kFailedPrecondition;
+    if (is_gone || (!check.is_wanted && !store_->Find(replica))) {
+      device.wanted.erase(ended);
+    } else if (check.is_wanted) {
+      reactor_->RunAt(check.not_before, [this, replica] { StartCheck(replica); });
+    }
+  });
+}
+
+void Registry::StartScrub() {
+  for (store::TierIndex tier = 1; tier < tiers_.size(); ++tier) ScrubAfter(tier, kProbeInterval);
+}
+
+void Registry::ScrubAfter(store::TierIndex tier, Duration pause) {
+  if (device_work_[tier]->is_lost) return;
+  reactor_->RunAt(Now() + pause, [this, tier] { ScrubStep(tier); });
+}
+
+// Checks the next replica in the order of their keys, then rests as long as its bytes take
+// at the configured rate. A device without any is looked at now and then, too.
+void Registry::ScrubStep(store::TierIndex tier) {
+  DeviceWork& work = *device_work_[tier];
+  const uint64_t rate = config_.scrub_bytes_per_second;
+  std::optional<ReplicaKey> first, next;
+  uint64_t bytes = 0;
+  if (rate > 0) {
+    for (const store::ReplicaView& view : store_->Replicas()) {
+      if (view.replica.tier != tier || view.state != store::ReplicaState::kReady) continue;
+      const auto is_before = [&](const std::optional<ReplicaKey>& key) {
+        return !key || view.replica < *key;
+      };
+      if (is_before(first)) first = view.replica;
+      if ((!work.last_scrubbed || *work.last_scrubbed < view.replica) && is_before(next))
+        next = view.replica;
+    }
+    if (!next) next = first;
+  }
+  if (!next) {
+    work.checks.Run([this, tier, device = tiers_[tier].get()] {
+      (void)device->Probe();
+      reactor_->Post([this, tier] {
+        NoticeLost(tier);
+        ScrubAfter(tier, kProbeInterval);
+      });
+    });
+    return;
+  }
+  work.last_scrubbed = next;
+  if (const auto view = store_->Find(*next)) bytes = view->bytes;
+  const auto pause = std::chrono::duration_cast<Duration>(
+      std::chrono::duration<double>(static_cast<double>(bytes) / static_cast<double>(rate)));
+  Verify(*next, std::make_shared<LoadControl>(),
+         [this, tier, pause](const Status&) { ScrubAfter(tier, std::max(pause, kScrubPauseMin)); });
+}
+
+void Registry::NoticeLost(store::TierIndex tier) {
+  if (tier == 0 || device_work_[tier]->is_lost) return;
+  const Status health = tiers_[tier]->health();
+  if (health.ok()) return;
+  device_work_[tier]->is_lost = true;
+  LogError("device lost, other tiers serve on",
+           {{"tier", tiers_[tier]->name()}, {"reason", health.message()}});
+  std::set<Digest> models;
+  for (const store::ReplicaView& view : store_->Replicas()) {
+    if (view.replica.tier == tier && view.state == store::ReplicaState::kReady)
+      models.insert(view.replica.model);
+  }
+  // Clients may still hold the memory; nobody new gets it.
+  for (const Digest& model : models) Apply(store::EvictAsked{model, tier, /*force=*/true});
+  if (on_tier_lost_) on_tier_lost_(tiers_[tier]->name());
+}
+
+void Registry::MeasureLinks() {
+  if (devices_ == nullptr || tiers_.size() == 1) return;
+  background_pool_->Run([this, known = known_links_] {
+    const std::string measured = devices_->MeasureLinks(known);
+    reactor_->Post([this, measured] {
+      if (link_ >= 0) (void)!SendLink(link_, LinkType::kPut, kLinksKey, measured).ok();
     });
   });
 }
@@ -1087,6 +1434,9 @@ void Registry::FinishAdoption() {
         rho_.open_cost = Duration(json.value("s_ns", int64_t{0}));
         kept.insert(key);
       }
+    } else if (key.starts_with(kDevicePrefix)) {
+      if (key == kLinksKey) known_links_ = entry.body;
+      kept.insert(key);
     } else if (key.starts_with(kPinPrefix)) {
       const std::string rest = key.substr(sizeof kPinPrefix - 1);
       const size_t slash = rest.rfind('/');
@@ -1240,6 +1590,9 @@ void Registry::FinishAdoptedReplica(store::LoadId id, std::vector<Digest> verifi
     for (const Digest& key : verified) {
       if (const auto it = adopting_.find({replica.tier, key}); it != adopting_.end()) {
         extents_[it->first] = it->second;  // Another replica may still need it in `adopting_`.
+        if (replica.tier == 0) {
+          for (size_t i = 1; i < tiers_.size(); ++i) tiers_[i]->HostExtentReady(it->second);
+        }
       }
     }
     LogInfo("adopted", {{"model", NameOf(replica.model)},
@@ -1250,7 +1603,9 @@ void Registry::FinishAdoptedReplica(store::LoadId id, std::vector<Digest> verifi
     LogError("replica not adopted",
              {{"model", NameOf(replica.model)}, {"reason", status.ToString()}});
     LedgerDrop(ReplicaEntryKey(replica));
-    Apply(store::LoadFailed{id, status});
+    if (status.code() == StatusCode::kDataLoss) ++counters_.quarantines;
+    Apply(store::LoadFailed{id, status, std::nullopt});
+    NoticeLost(replica.tier);
   }
   if (adoptions_.empty()) {
     for (const auto& [key, extent] : adopting_) {

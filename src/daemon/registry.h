@@ -23,6 +23,7 @@
 
 #include "daemon/catalogue.h"
 #include "daemon/config.h"
+#include "daemon/devices.h"
 #include "daemon/ledger_link.h"
 #include "daemon/loader_pool.h"
 #include "daemon/profile.h"
@@ -73,6 +74,7 @@ struct LentReplica {
   std::vector<uint64_t> extent_bytes;                          // What a client maps.
   uint64_t total_bytes = 0;
   std::string directory;
+  std::string device_uuid;  // "" on the host.
 };
 
 enum class OpenPhase : uint8_t {
@@ -114,6 +116,8 @@ struct RegistryCounters {
   uint64_t opens = 0;
   uint64_t opens_hit = 0;
   uint64_t opens_failed = 0;
+  uint64_t verifications = 0;  // Replicas checked, and those found wrong.
+  uint64_t quarantines = 0;
 };
 
 class Registry final {
@@ -122,8 +126,11 @@ class Registry final {
     DaemonConfig config;
     uint64_t id_base = 1;
     int link = -1;                             // To the keeper; borrowed. -1: no ledger (tests).
-    std::vector<std::unique_ptr<Tier>> tiers;  // Tier 0 is the host.
+    std::vector<std::unique_ptr<Tier>> tiers;  // Tier 0 is the host, the others are devices.
     std::vector<uint64_t> budgets;             // One per tier.
+    Devices* devices = nullptr;  // Borrowed, outlives the registry; null: there are none.
+    // A device was lost. On the reactor's thread.
+    std::function<void(const std::string& tier)> on_tier_lost;
     std::unique_ptr<Catalogue> catalogue;
     std::unique_ptr<SidecarStore> sidecars;  // May be null.
   };
@@ -134,8 +141,12 @@ class Registry final {
   // FinishAdoption, before anything else.
   void AdoptEntry(LinkMessage entry);
   void FinishAdoption();
-  // In the background, unless an earlier worker left its figures.
+  // In the background, unless an earlier worker left its figures: what `auto` decides by,
+  // and how fast bytes come to each device.
   void MeasureRho(const std::string& directory);
+  void MeasureLinks();
+  // Begins to check devices and what is resident on them, again and again.
+  void StartScrub();
 
   using Done = std::function<void(OpenResult)>;
   using Progress = std::function<void(OpenPhase phase, uint64_t done_bytes, uint64_t total_bytes)>;
@@ -183,6 +194,11 @@ class Registry final {
   const RhoConstants& rho() const { return rho_; }
   size_t loads_running() const { return loads_.size(); }
   std::optional<store::TierIndex> TierByName(const std::string& name) const;
+  // The same for what people write: "host", "gpu" where there is one, "gpu:0", or the first
+  // digits of a UUID. NOT_FOUND lists the tiers, and says why a device is none.
+  Result<store::TierIndex> ResolveTier(const std::string& text) const;
+  const Tier& tier(store::TierIndex index) const { return *tiers_[index]; }
+  Devices* devices() const { return devices_; }  // May be null.
   Profile& profile() { return *profile_; }
   // A short name for messages and listings.
   std::string NameOf(const Digest& model) const;
@@ -199,6 +215,7 @@ class Registry final {
   struct Resolve;
   struct Load;
   struct AdoptedReplica;
+  struct DeviceWork;
   using ExtentKey = std::pair<store::TierIndex, Digest>;
 
   store::Config StoreConfig(const DaemonConfig& config) const;
@@ -226,8 +243,26 @@ class Registry final {
   void Do(store::EvictResult& action);
   void Do(store::PinResult&) {}
 
-  void FinishLoad(store::LoadId id, Result<std::vector<ResidentExtent>> result,
-                  std::shared_ptr<const ReadOnlyRegion> index, Duration took);
+  // What a loader thread has to say.
+  struct Loaded {
+    Result<std::vector<ResidentExtent>> extents = std::vector<ResidentExtent>();
+    std::shared_ptr<const ReadOnlyRegion> index;
+    std::optional<uint64_t> free_bytes;  // Memory ran out, and so much was left.
+    Duration took{};
+  };
+  void FinishLoad(store::LoadId id, Loaded loaded);
+  // Which of `job`'s extents can be copied from where they are resident already.
+  void OfferCopies(store::TierIndex tier, LoadJob& job) const;
+  // Loads to the host tier, in the background, what was loaded to a device.
+  void KeepOnHost(const Load& load);
+  // Whether a lease's end calls for a look at the bytes.
+  bool IsTrusted(uint32_t uid) const;
+  void WantCheck(const store::ReplicaKey& replica);
+  void StartCheck(const store::ReplicaKey& replica);
+  void ScrubStep(store::TierIndex tier);
+  void ScrubAfter(store::TierIndex tier, Duration pause);
+  // Looks whether a tier has failed; then nothing of it is lent any more.
+  void NoticeLost(store::TierIndex tier);
   void FinishAdoptedReplica(store::LoadId id, std::vector<Digest> verified, Status status);
   std::shared_ptr<const LentReplica> LentReplicaOf(const store::ReplicaKey& key);
   void ReportProgress(const store::ReplicaKey& key, OpenPhase phase, uint64_t done, uint64_t total);
@@ -244,6 +279,8 @@ class Registry final {
   const int link_;
   const std::vector<std::unique_ptr<Tier>> tiers_;
   const std::vector<uint64_t> budgets_;
+  Devices* const devices_;
+  const std::function<void(const std::string& tier)> on_tier_lost_;
   const std::unique_ptr<Catalogue> catalogue_;
   const std::unique_ptr<SidecarStore> sidecars_;
   const uint64_t id_base_;
@@ -267,6 +304,7 @@ class Registry final {
   std::set<std::pair<Digest, store::TierIndex>> pins_;
 
   // Only between the first AdoptEntry and the end of the last adoption.
+  std::string known_links_;  // Measured by an earlier worker.
   std::map<std::string, LinkMessage> adopted_entries_;
   std::map<ExtentKey, std::shared_ptr<const ResidentExtent>> adopting_;
   std::unordered_map<store::LoadId, std::unique_ptr<AdoptedReplica>> adoptions_;
@@ -282,7 +320,9 @@ class Registry final {
   // that a user serves, which may hang for ever, threads of theirs.
   std::unique_ptr<LoaderPool> named_pool_;
   std::unique_ptr<LoaderPool> passed_pool_;
-  std::unique_ptr<LoaderPool> foreign_pool_;  // For file systems that a user serves (FUSE).
+  std::unique_ptr<LoaderPool> foreign_pool_;     // For file systems that a user serves (FUSE).
+  std::unique_ptr<LoaderPool> background_pool_;  // What nobody waits for.
+  std::vector<std::unique_ptr<DeviceWork>> device_work_;  // By tier; null for the host.
 };
 
 }  // namespace trims

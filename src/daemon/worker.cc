@@ -10,14 +10,18 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "base/limits.h"
+#include "base/universal_hash.h"
 #include "daemon/control_server.h"
+#include "daemon/devices.h"
 #include "daemon/keeper.h"
 #include "daemon/lease_server.h"
 #include "daemon/ledger_link.h"
@@ -35,6 +39,30 @@ constexpr auto kShutdownGrace = std::chrono::seconds(1);
 
 // Scheduling priority of the reactor's thread.
 constexpr int kReactorNice = -15;
+
+// The ledger's entry with the seed of the key of all integrity hashes, in hexadecimal. The
+// keeper hands it to each next worker, and nobody else ever sees it.
+constexpr char kHashKeyEntry[] = "device/hash-key";
+
+std::string SeedText(const UniversalHashKey::Seed& seed) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string text;
+  for (const uint8_t byte : seed) {
+    text += kHex[byte >> 4];
+    text += kHex[byte & 15];
+  }
+  return text;
+}
+
+std::optional<UniversalHashKey::Seed> ParseSeed(const std::string& text) {
+  UniversalHashKey::Seed seed{};
+  if (text.size() != 2 * seed.size()) return std::nullopt;
+  for (size_t i = 0; i < seed.size(); ++i) {
+    const char* const at = text.data() + 2 * i;
+    if (std::from_chars(at, at + 2, seed[i], 16).ptr != at + 2) return std::nullopt;
+  }
+  return seed;
+}
 
 void ApplyLogLevel(const DaemonConfig& config) {
   if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok())
@@ -86,9 +114,23 @@ class Worker final {
     }
   }
 
+  // The key of an earlier worker, so that what it left can be verified, or a new one.
+  Result<std::shared_ptr<const UniversalHashKey>> HashKey() {
+    for (const LinkMessage& entry : entries_) {
+      if (entry.key != kHashKeyEntry) continue;
+      if (const auto seed = ParseSeed(entry.body))
+        return std::make_shared<const UniversalHashKey>(UniversalHashKey::FromSeed(*seed));
+    }
+    ASSIGN_OR_RETURN(UniversalHashKey made, UniversalHashKey::Generate());
+    RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kPut, kHashKeyEntry, SeedText(made.seed())));
+    return std::make_shared<const UniversalHashKey>(std::move(made));
+  }
+
   Status Prepare() {
     const DaemonConfig& config = start_.config.config;
     ASSIGN_OR_RETURN(reactor_, Reactor::Create());
+    ASSIGN_OR_RETURN(const std::shared_ptr<const UniversalHashKey> key, HashKey());
+    devices_ = Devices::Open(config, key);
     Registry::Options options;
     options.config = config;
     options.id_base = start_.id_base;
@@ -98,6 +140,14 @@ class Worker final {
     host.io_threads = config.io_threads;
     options.tiers.push_back(MakeHostTier(host));
     options.budgets.push_back(HostBudgetBytes(config));
+    for (Devices::ServedTier& served : devices_->TakeTiers()) {
+      options.tiers.push_back(std::move(served.tier));
+      options.budgets.push_back(served.budget_bytes);
+    }
+    options.devices = devices_.get();
+    options.on_tier_lost = [this](const std::string& tier) {
+      if (control_ != nullptr) control_->SetTierServing(tier, false);
+    };
     ASSIGN_OR_RETURN(options.catalogue, Catalogue::Open(config.state_dir, config.base_dir));
     Result<std::unique_ptr<SidecarStore>> sidecars =
         SidecarStore::Open(config.state_dir + "/sidecars");
@@ -134,6 +184,10 @@ class Worker final {
     if (::stat(control_path.c_str(), &info) == 0)
       access = ControlAccess{info.st_uid, info.st_gid, info.st_mode & 0777};
     ASSIGN_OR_RETURN(control_, ControlServer::Start(control_backend_.get(), access));
+    for (size_t i = 0; i < registry_->store().config().tiers.size(); ++i) {
+      const Tier& tier = registry_->tier(static_cast<store::TierIndex>(i));
+      control_->SetTierServing(tier.name(), tier.health().ok());
+    }
 
     RETURN_IF_ERROR(leases_->Start());
     RETURN_IF_ERROR(
@@ -143,8 +197,11 @@ class Worker final {
     LogInfo("worker ready", {{"worker", start_.worker_number},
                              {"pid", ::getpid()},
                              {"host_budget_bytes", registry_->store().Tiers()[0].budget_bytes},
+                             {"devices", registry_->store().config().tiers.size() - 1},
                              {"policy", store::PolicyName(registry_->config().eviction_policy)}});
     registry_->MeasureRho(start_.config.config.state_dir);
+    registry_->MeasureLinks();
+    registry_->StartScrub();
     // This thread answers everybody and sleeps between answers; among many busy
     // clients it must not wait for its turn behind them. Loaders keep their place.
     // Not permitted to ordinary users, for whom it stays as it is.
@@ -212,6 +269,7 @@ class Worker final {
   WorkerStart start_;
   std::vector<LinkMessage> entries_;
   std::unique_ptr<Reactor> reactor_;
+  std::unique_ptr<Devices> devices_;  // Outlives the tiers, which the registry has.
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<LeaseServer> leases_;
   std::unique_ptr<WorkerControl> control_backend_;

@@ -181,6 +181,39 @@ void FillLease(const Registry& registry, const LeaseServer& leases, const store:
   SetTimestamp(lease.since, out->mutable_since());
 }
 
+void FillDevices(const Devices& devices, v1::GetStatusResponse* response) {
+  std::map<std::string, int> served;  // By name.
+  for (const DeviceFacts& facts : devices.Facts()) {
+    v1::DeviceView* out = response->add_devices();
+    out->set_ordinal(static_cast<uint32_t>(facts.ordinal));
+    out->set_uuid(facts.uuid);
+    out->set_name(facts.name);
+    out->set_pci_bus_id(facts.pci_bus_id);
+    out->set_tier(facts.tier);
+    out->set_state(facts.state.ok() ? "ready" : facts.state.message());
+    out->set_ready(facts.state.ok());
+    out->set_supports_vmm(facts.supports_vmm);
+    out->set_supports_posix_fd(facts.supports_posix_fd);
+    out->set_total_bytes(facts.total_bytes);
+    out->set_free_bytes(facts.free_bytes);
+    out->set_pinned_pool_bytes(facts.pinned_pool_bytes);
+    out->set_pinned_pool_bytes_max(facts.pinned_pool_bytes_max);
+    for (const LinkFacts& link : facts.links) {
+      v1::LinkView* each = out->add_links();
+      each->set_from(link.from);
+      each->set_bytes_per_second(link.bytes_per_second);
+      each->set_direct(link.direct);
+    }
+    if (facts.state.ok()) ++served[facts.name];
+  }
+  std::string text;
+  for (const auto& [name, count] : served)
+    text += (text.empty() ? "" : ", ") + std::to_string(count) + " x " + name;
+  response->set_gpu(!text.empty() ? text : "none: " + devices.WhyNotServed(""));
+  response->set_cuda_driver(devices.driver_version());
+  response->set_host_pinned_bytes(devices.host_pinned_bytes());
+}
+
 std::string DescribeHolders(const Registry& registry, const LeaseServer& leases,
                             const store::EvictResult::Kept& kept) {
   std::string text = kept.name + " in tier " +
@@ -245,14 +278,8 @@ Status WorkerControl::OnReactor(std::function<Status()> work) {
 
 Result<std::optional<store::TierIndex>> WorkerControl::TierOf(const std::string& name) const {
   if (name.empty()) return std::optional<store::TierIndex>();
-  const auto tier = registry_->TierByName(name);
-  if (!tier) {
-    std::string known;
-    for (const auto& each : registry_->store().config().tiers)
-      known += (known.empty() ? "" : ", ") + each.name;
-    return NotFoundError("no tier \"" + name + "\"; this daemon has: " + known);
-  }
-  return std::optional<store::TierIndex>(*tier);
+  ASSIGN_OR_RETURN(const store::TierIndex tier, registry_->ResolveTier(name));
+  return std::optional<store::TierIndex>(tier);
 }
 
 Result<Digest> WorkerControl::DigestOf(const std::string& model, bool resolve,
@@ -870,7 +897,7 @@ Status WorkerControl::GetConfig(const v1::GetConfigRequest&, v1::GetConfigRespon
 }
 
 Status WorkerControl::GetStatus(const v1::GetStatusRequest&, v1::GetStatusResponse* response) {
-  return OnReactor([&] {
+  RETURN_IF_ERROR(OnReactor([&] {
     const DaemonConfig& config = registry_->config();
     response->set_version(TRIMS_VERSION_STRING);
     response->set_keeper_pid(static_cast<int32_t>(start_.keeper_pid));
@@ -900,6 +927,8 @@ Status WorkerControl::GetStatus(const v1::GetStatusRequest&, v1::GetStatusRespon
       out->set_pinned_bytes(tier.pinned_bytes);
       out->set_evictable_bytes(tier.evictable_bytes);
       out->set_evictions(tier.evictions);
+      out->set_client_pinned_bytes(tier.revoked_bytes);
+      out->set_health(registry_->tier(index).health().message());
       out->set_replicas(replicas[index++]);
     }
     response->set_sessions(static_cast<uint32_t>(leases_->sessions()));
@@ -913,9 +942,17 @@ Status WorkerControl::GetStatus(const v1::GetStatusRequest&, v1::GetStatusRespon
     response->mutable_rho()->set_read_bytes_per_second(registry_->rho().read_bytes_per_second);
     SetDuration(registry_->rho().export_cost, response->mutable_rho()->mutable_export_cost());
     SetDuration(registry_->rho().open_cost, response->mutable_rho()->mutable_open_cost());
-    response->set_gpu("none: this version serves host memory only");
+    response->set_verifications(registry_->counters().verifications);
+    response->set_quarantines(registry_->counters().quarantines);
     return OkStatus();
-  });
+  }));
+  if (const Devices* const devices = registry_->devices()) {
+    // On this thread: a driver that hangs must not take the reactor with it.
+    FillDevices(*devices, response);
+  } else {
+    response->set_gpu("none");
+  }
+  return OkStatus();
 }
 
 }  // namespace trims

@@ -193,6 +193,22 @@ std::optional<Refusal> Store::State::MakeRoom(const Replica& replica, uint64_t m
   return std::nullopt;
 }
 
+void Store::State::RetryOrRefuse(Replica& replica, uint64_t missing, uint64_t free,
+                                 const Status& status) {
+  const TierIndex index = replica.key.tier;
+  // Each attempt evicts somebody, so there is an end to them.
+  const uint64_t target = missing > free ? missing - free : 1;
+  const std::vector<Replica*> ordered = InPolicyOrder(Evictable(index));
+  Refusal refusal{.need = missing,
+                  .missing = missing,
+                  .free = std::min(free, FreeBytes(index)),
+                  .evictable = FreedByEvicting(ordered),
+                  .found = status.message()};
+  if (refusal.evictable < target) return Refuse(replica, refusal);
+  EvictVictims(ChooseVictims(ordered, target, policy->EvictsAll()));
+  Advance(replica);
+}
+
 void Store::State::ShrinkToBudget(TierIndex tier) {
   const uint64_t budget = config.tiers[tier].budget_bytes;
   if (tiers[tier].used <= budget) return;
@@ -260,6 +276,7 @@ Status Store::State::Describe(const Refusal& refusal, const Replica& replica,
             (list.empty() ? CountOf(others, "model") : std::to_string(others) + " more");
   }
   if (!list.empty()) text += "; held by: " + list;
+  if (!refusal.found.empty()) text += "; " + refusal.found;
   return ResourceExhaustedError(std::move(text));
 }
 

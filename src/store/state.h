@@ -172,6 +172,7 @@ struct Refusal {
   uint64_t internal = 0;
   uint64_t free = 0;
   uint64_t evictable = 0;
+  std::string found;  // What ran out of memory below the budget said; "" when the budget decided.
 };
 
 struct Store::State {
@@ -249,6 +250,9 @@ struct Store::State {
 
   // --- Making room (admission.cc) ---
   std::optional<Refusal> MakeRoom(const Replica& replica, uint64_t missing);
+  // After a load found only `free` bytes of memory for its `missing`: starts it again when
+  // enough could be evicted, else answers whoever waits.
+  void RetryOrRefuse(Replica& replica, uint64_t missing, uint64_t free, const Status& status);
   // Evicts by policy until `used` is at most the budget, or as near as can be.
   void ShrinkToBudget(TierIndex tier);
   bool IsEvictable(const Replica& replica) const;
@@ -274,7 +278,8 @@ struct Store::State {
 
   bool Pinned(const Replica& replica) const { return replica.model->pinned[replica.key.tier]; }
   bool ValidTier(TierIndex tier) const { return tier < tiers.size(); }
-  void Say(Notify::Kind kind, const Replica& replica, std::string_view detail = {});
+  void Say(Notify::Kind kind, const Replica& replica, std::string_view detail = {},
+           std::optional<uint32_t> uid = std::nullopt);
   uint64_t FreeBytes(TierIndex tier) const;
 
   Config config;

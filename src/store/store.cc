@@ -59,11 +59,13 @@ Store::State::State(Config config_in)
   for (size_t i = 0; i < tiers.size(); ++i) tiers[i].ceiling = config.tiers[i].budget_bytes;
 }
 
-void Store::State::Say(Notify::Kind kind, const Replica& replica, std::string_view detail) {
+void Store::State::Say(Notify::Kind kind, const Replica& replica, std::string_view detail,
+                       std::optional<uint32_t> uid) {
   out.emplace_back(Notify{.kind = kind,
                           .replica = replica.key,
                           .detail = std::string(detail),
-                          .generation = replica.generation});
+                          .generation = replica.generation,
+                          .uid = uid});
 }
 
 void Store::State::Reply(OpenId open, Status status) {
@@ -137,7 +139,7 @@ void Store::State::Grant(const Waiter& waiter, Replica& replica, bool loaded) {
   replica.ever_leased = true;
   replica.last_open = now;
   replica.priority = policy->OnAccess(CandidateOf(replica));
-  Say(Notify::Kind::kLeased, replica);
+  Say(Notify::Kind::kLeased, replica, {}, waiter.uid);
   out.emplace_back(ReplyLease{.open = waiter.open,
                               .session = waiter.session,
                               .lease = id,
@@ -326,10 +328,11 @@ void Store::State::EndLease(LeaseId id, const Lease& lease) {
   const auto session = sessions.find(lease.session);
   session->second.leases.erase(id);
   if (session->second.leases.empty() && session->second.waiting.empty()) sessions.erase(session);
-  Unhold(lease.uid, replica, /*was_waiting=*/false);
+  const uint32_t uid = lease.uid;
+  Unhold(uid, replica, /*was_waiting=*/false);
   leases.erase(id);  // `lease` ends here.
   --replica.leases;
-  Say(Notify::Kind::kReleased, replica);
+  Say(Notify::Kind::kReleased, replica, {}, uid);
   if (replica.leases > 0) return;
   if (replica.state == ReplicaState::kReady) {
     replica.idle_since = now;
@@ -668,6 +671,8 @@ void Store::State::On(const LoadFailed& event) {
     // They came after the load was told to stop, or did not ask for this copy.
     if (load.adoption) replica.generation = next_generation++;
     Advance(replica);
+  } else if (event.free_bytes.has_value() && !replica.waiters.empty()) {
+    RetryOrRefuse(replica, load.bytes, *event.free_bytes, status);
   } else {
     Fail(replica, status);
   }
@@ -798,7 +803,8 @@ void Store::State::Drop(Replica& replica, Notify::Kind kind, std::string_view de
 }
 
 std::optional<Duration> Store::State::IdleTime(const Replica& replica) const {
-  const bool volatile_tier = !config.persist_host && replica.key.tier == 0;
+  const bool volatile_tier =
+      replica.key.tier == 0 ? !config.persist_host : config.persist_only_host;
   if (policy->EvictsAtZeroLeases() || volatile_tier) return Duration::zero();
   return replica.keep_alive.has_value() ? *replica.keep_alive : config.keep_alive;
 }
@@ -806,6 +812,7 @@ std::optional<Duration> Store::State::IdleTime(const Replica& replica) const {
 std::string_view Store::State::ExpiryReason(const Replica& replica) const {
   if (policy->EvictsAtZeroLeases()) return "policy eager";
   if (!config.persist_host && replica.key.tier == 0) return "host copies are not kept";
+  if (config.persist_only_host && replica.key.tier != 0) return "only host copies are kept";
   return "keep_alive ended";
 }
 

@@ -54,7 +54,9 @@
 // small ones that came before it, and nobody is evicted whose extents stay
 // because others share them. Only when the victims together make the room are
 // they evicted; a request that can not be met evicts nothing and is answered
-// RESOURCE_EXHAUSTED with need, free, evictable and the holders. flush evicts all
+// RESOURCE_EXHAUSTED with need, free, evictable and the holders. So is one whose
+// load found less memory than the budget promised (LoadFailed with free_bytes), after
+// the same search for victims among what is left. flush evicts all
 // candidates that free anything; never evicts none; eager has none but what was
 // prefetched or adopted, in the order of lru. When the configuration lowers a
 // budget, as much as can be is evicted; what is left over the budget stays until
@@ -65,9 +67,9 @@
 //
 // Idle time. The countdown of keep_alive starts with the end of the last lease, the
 // end of a load that leased nothing, or unpinning, and never runs out before the
-// adoption grace. It is stopped by a lease or a pin. Zero, policy eager, and
-// persist_host = false in tier 0 drop a replica in the Apply that ended its last
-// lease; a prefetched one stays for its first. Longer ones are dropped by Tick.
+// adoption grace. It is stopped by a lease or a pin. Zero, policy eager,
+// persist_host = false in tier 0, and persist_only_host in all others drop a replica
+// in the Apply that ended its last lease; a prefetched one stays for its first. Longer ones are dropped by Tick.
 //
 // Draining (EvictAsked with force on a leased replica): no new lease; the bytes
 // are good, so a fresh open starts a new incarnation, with a new generation, that

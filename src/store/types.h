@@ -79,6 +79,8 @@ struct Config {
   std::optional<Duration> keep_alive;
   // Host replicas are kept when no lease holds them (UPRD_PERSIST_CPU).
   bool persist_host = true;
+  // All others are not (UPRD_PERSIST_ONLY_CPU).
+  bool persist_only_host = false;
   uint32_t leases_per_uid_max = 65536;      // Waiting opens count. 0: no limit.
   uint64_t leased_bytes_per_uid_max = 0;    // Each replica once, however many leases. 0: no limit.
   // Adopted replicas are not evicted this long, so that clients can re-register.
@@ -129,7 +131,13 @@ struct ReattachAsked {
 };
 struct SessionEnded { SessionId session = 0; };
 struct LoadFinished { LoadId load = 0; };
-struct LoadFailed { LoadId load = 0; Status status; };
+struct LoadFailed {
+  LoadId load = 0;
+  Status status;
+  // Memory ran out below the budget, and so much was free: others use the tier's memory
+  // too. More is evicted and the load started again, or the asker is told the numbers.
+  std::optional<uint64_t> free_bytes;
+};
 // The keeper handed these extents to a new worker; they are being re-verified.
 // LoadFinished or LoadFailed with this load number follows. `plan.extents` lists all extents.
 struct AdoptionStarted {
@@ -210,6 +218,7 @@ struct Notify {                        // For watchers, logs and metrics.
   ReplicaKey replica;
   std::string detail;                  // Policy that evicted, reason of a failure.
   uint64_t generation = 0;
+  std::optional<uint32_t> uid;         // Whose lease, with kLeased and kReleased.
 };
 // Who holds a replica: for messages to administrators.
 struct Holder {
@@ -286,7 +295,8 @@ struct TierView {
   uint64_t pinned_bytes = 0;
   uint64_t evictable_bytes = 0;
   uint64_t evictions = 0;              // To make room.
-  uint64_t revoked_bytes = 0;          // Held only by leases on draining or quarantined replicas.
+  // Held only by leases on draining or quarantined replicas: pinned by clients.
+  uint64_t revoked_bytes = 0;
   // How long the last victim had gone unopened: short means that the tier churns.
   std::optional<Duration> last_victim_idle;
 };

@@ -217,6 +217,11 @@ class DeviceTier final : public Tier {
     const std::lock_guard lock(mutex_);
     return health_;
   }
+  Status Probe() override { return Judge(context_->CheckAlive()); }
+  std::optional<uint64_t> FreeBytes() const override {
+    const Result<cuda::Context::Memory> memory = context_->GetMemory();
+    return memory.ok() ? std::optional(memory->free_bytes) : std::nullopt;
+  }
   void HostExtentReady(std::shared_ptr<const ResidentExtent> extent) override {
     if (options_.pins != nullptr) options_.pins->Add(std::move(extent));
   }
@@ -821,6 +826,10 @@ Status DeviceTier::NameDamage(const Allocation& allocation, const ExtentSpec& sp
 }  // namespace
 
 std::string DeviceTierName(const cuda::Device& device) { return "gpu:" + device.uuid(); }
+
+uint64_t PinnedPoolBytes(const Tier& device_tier) {
+  return static_cast<const DeviceTier&>(device_tier).pool().prepared_bytes();
+}
 
 Status WaitUntilPrepared(const Tier& device_tier) {
   const PinnedPool& pool = static_cast<const DeviceTier&>(device_tier).pool();

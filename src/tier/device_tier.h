@@ -28,8 +28,6 @@
 
 namespace trims {
 
-inline constexpr uint64_t kDefaultPinnedPoolBytes = 256 * kMiB;
-
 struct DeviceTierOptions {
   cuda::Device device;
   // The same for all devices and for the next worker.
@@ -48,6 +46,9 @@ std::string DeviceTierName(const cuda::Device& device);
 // UNIMPLEMENTED when the device can not share memory between processes, or when
 // this build has no code for it.
 Result<std::unique_ptr<Tier>> MakeDeviceTier(const DeviceTierOptions& options);
+
+// Of a tier made by MakeDeviceTier: how much of its pinned pool is ready.
+uint64_t PinnedPoolBytes(const Tier& device_tier);
 
 // For tests and benchmarks: blocks until a tier made by MakeDeviceTier has prepared its
 // pool. Returns why that is smaller than asked for, or OK.

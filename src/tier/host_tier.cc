@@ -57,6 +57,7 @@ class HostTier final : public Tier {
                                const std::string& integrity) override;
   Status Verify(const ResidentExtent& extent, const ExtentSpec& spec, const ModelManifest& manifest,
                 LoadControl& control) override;
+  std::optional<uint64_t> FreeBytes() const override { return options_.available_bytes(); }
 
  private:
   bool WantsHugePages(uint64_t bytes) const {

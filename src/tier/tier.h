@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,6 +77,11 @@ class Tier {
   // OK, or UNAVAILABLE with the reason why this tier fails every load until the
   // worker is started again. Any thread, never blocks.
   virtual Status health() const { return OkStatus(); }
+  // Finds out whether the tier still works, and returns health(). May block.
+  virtual Status Probe() { return health(); }
+  // Memory that loads can still take, whatever the budget says; nullopt when nobody can
+  // tell. May block.
+  virtual std::optional<uint64_t> FreeBytes() const { return std::nullopt; }
 
   // An extent is resident in host memory, or no longer: for tiers that prepare
   // copies from there, in the background. Any thread, never blocks.
