@@ -476,10 +476,12 @@ std::string ShowDeviceCapacity(const DaemonConfig& config) {
 // What stands between commas, without spaces around it.
 std::vector<std::string_view> SplitList(std::string_view text) {
   std::vector<std::string_view> parts;
-  while (!text.empty()) {
+  if (Trim(text).empty()) return parts;
+  for (bool more = true; more;) {
     const size_t comma = std::min(text.find(','), text.size());
+    more = comma < text.size();
     parts.push_back(Trim(text.substr(0, comma)));
-    text.remove_prefix(std::min(comma + 1, text.size()));
+    text.remove_prefix(more ? comma + 1 : comma);
   }
   return parts;
 }

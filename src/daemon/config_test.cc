@@ -106,6 +106,43 @@ TEST(ConfigTest, DefaultsAreThoseOfTheOriginal) {
   EXPECT_EQ(config.leased_bytes_per_uid_max, kDefaultLeasedBytesPerUid);
 }
 
+TEST(ConfigTest, DevicesAreServedAndScrubbedByDefault) {
+  const DaemonConfig config = FromEnv({{"HOME", "/home/u"}});
+  EXPECT_EQ(config.devices, "all");
+  EXPECT_EQ(config.device_capacity_bytes, std::nullopt);
+  EXPECT_EQ(config.pinned_pool_bytes, kDefaultPinnedPoolBytes);
+  EXPECT_EQ(config.scrub_bytes_per_second, kDefaultScrubBytesPerSecond);
+  EXPECT_TRUE(config.trusted_uids.empty());
+}
+
+TEST(ConfigTest, SettingsOfDevicesAreRead) {
+  const auto loaded = ParseConfigText(
+      "devices = \"0, GPU-5FD4f087-86f3-7a43-b711-4771313afc50\"\n"
+      "device_capacity_bytes = \"3GiB\"\npinned_pool_bytes = \"none\"\n"
+      "scrub_bytes_per_second = \"1GB\"\ntrusted_uids = \"1000, 1001\"\n",
+      "t.toml");
+  ASSERT_TRUE(loaded.ok()) << loaded.status().ToString();
+  EXPECT_EQ(loaded->config.devices, "0,GPU-5FD4f087-86f3-7a43-b711-4771313afc50");
+  EXPECT_EQ(loaded->config.device_capacity_bytes, 3 * kGiB);
+  EXPECT_EQ(loaded->config.pinned_pool_bytes, 0u);
+  EXPECT_EQ(loaded->config.scrub_bytes_per_second, 1'000'000'000u);
+  EXPECT_THAT(loaded->config.trusted_uids, ElementsAre(1000, 1001));
+  for (const char* word : {"none", "ALL"})
+    EXPECT_TRUE(ParseConfigText("devices = \"" + std::string(word) + "\"\n", "t.toml").ok());
+}
+
+TEST(ConfigTest, DevicesAndUsersThatCanNotBeAreRefused) {
+  for (const char* text :
+       {"devices = \"\"\n", "devices = \"0,\"\n", "devices = \"-1\"\n", "devices = \"0 1\"\n",
+        "devices = \"H200\"\n", "devices = \"GPU-xyz\"\n", "devices = \"1000\"\n"}) {
+    EXPECT_THAT(TextError(text), HasSubstr("all, none, or numbers and UUIDs of GPUs")) << text;
+  }
+  for (const char* text : {"trusted_uids = \"root\"\n", "trusted_uids = \"1,,2\"\n",
+                           "trusted_uids = \"4294967296\"\n"}) {
+    EXPECT_THAT(TextError(text), HasSubstr("numbers of users")) << text;
+  }
+}
+
 TEST(ConfigTest, EveryVariableOfTheOriginalIsObeyed) {
   const DaemonConfig config = FromEnv({{"UPRD_EVICTION_POLICY", "LRU"},
                                        {"UPRD_ESTIMATION_RATE", "3.0"},

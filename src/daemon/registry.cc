@@ -734,15 +734,13 @@ void Registry::Do(store::StartLoad& action) {
     }
     OfferCopies(replica.tier, *job);
   }
-  const bool needs_file = [&] {
-    for (size_t i = 0; i < job->extents.size(); ++i) {
-      if ((job->host.empty() || job->host[i] == nullptr) &&
-          (job->peer.empty() || job->peer[i] == nullptr)) {
-        return true;
-      }
-    }
-    return false;
-  }();
+  bool needs_file = false, uses_peer = false;
+  for (size_t i = 0; i < job->extents.size(); ++i) {
+    const bool has_host = !job->host.empty() && job->host[i] != nullptr;
+    const bool has_peer = !job->peer.empty() && job->peer[i] != nullptr;
+    needs_file = needs_file || (!has_host && !has_peer);
+    uses_peer = uses_peer || has_peer;
+  }
   const uint64_t bytes = load->bytes;
   if (needs_file) load->readable = readable;
   loads_.emplace(id, std::move(load));
@@ -767,7 +765,10 @@ void Registry::Do(store::StartLoad& action) {
   LogInfo("loading", {{"model", NameOf(replica.model)},
                       {"digest", replica.model.ToShort()},
                       {"tier", tiers_[replica.tier]->name()},
-                      {"bytes", bytes}});
+                      {"bytes", bytes},
+                      {"from", needs_file  ? "file"
+                               : uses_peer ? "peer"
+                                           : "host"}});
   Tier* const tier = tiers_[replica.tier].get();
   std::shared_ptr<const ReadOnlyRegion> index =
       contents->indexes[static_cast<size_t>(replica.granularity)];

@@ -188,6 +188,7 @@ class History {
     config_.keep_alive.reset();
     if (dice_.Percent(50)) config_.keep_alive = std::chrono::milliseconds(dice_.Below(20'000));
     config_.persist_host = dice_.Percent(80);
+    config_.persist_only_host = dice_.Percent(20);
     config_.leases_per_uid_max =
         dice_.Percent(60) ? 65536 : 3 + static_cast<uint32_t>(dice_.Below(20));
     config_.leased_bytes_per_uid_max = dice_.Percent(80) ? 0 : 50 + dice_.Below(300);
@@ -361,7 +362,14 @@ class History {
           std::make_shared<Copy>(Copy{.bytes = extent.bytes, .verified = true});
     }
     if (fails) {
-      Apply(LoadFailed{.load = id, .status = load.cancelled ? CancelledError("") : AnyError()});
+      LoadFailed event{.load = id, .status = load.cancelled ? CancelledError("") : AnyError()};
+      uint64_t bytes = 0;
+      for (const Extent& extent : load.extents) bytes += extent.bytes;
+      if (!load.cancelled && !load.adoption && bytes > 0 && dice_.Percent(50)) {
+        event.status = ResourceExhaustedError("others use the memory, too");
+        event.free_bytes = dice_.Below(bytes);
+      }
+      Apply(event);
     } else {
       if (load.adoption) {
         grace_[load.replica] = now_ + config_.adoption_grace;
@@ -662,7 +670,7 @@ class History {
     Usable(action.replica);
   }
 
-  void Carry(const ReplyError& action, const Event&) {
+  void Carry(const ReplyError& action, const Event& event) {
     const OutsideOpen who = Answer(action.open);
     EXPECT_FALSE(action.status.ok());
     if (action.need_bytes > 0) {
@@ -671,7 +679,13 @@ class History {
       // More than the budget is in use after it was lowered.
       const uint64_t used = UsedIn(who.replica.tier);
       const uint64_t budget = config_.tiers[who.replica.tier].budget_bytes;
-      EXPECT_EQ(action.free_bytes, budget - std::min(budget, used));
+      const LoadFailed* failed = std::get_if<LoadFailed>(&event);
+      const bool is_short = failed != nullptr && failed->free_bytes.has_value();
+      if (is_short) {
+        EXPECT_LE(action.free_bytes, budget - std::min(budget, used));
+      } else {
+        EXPECT_EQ(action.free_bytes, budget - std::min(budget, used));
+      }
       const uint64_t over = used - std::min(budget, used);
       EXPECT_GT(std::max(action.need_bytes, action.need_bytes + over),
                 action.free_bytes + action.evictable_bytes)

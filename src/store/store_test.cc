@@ -908,6 +908,83 @@ TEST_F(StoreTest, HostCopiesThatAreNotToPersistGoWithTheirLastLeaseAndDeviceCopi
   EXPECT_EQ(StateOf(1, 1), ReplicaState::kReady);
 }
 
+TEST_F(StoreTest, WithOnlyHostCopiesToKeepDeviceCopiesGoWithTheirLastLeaseAndHostCopiesStay) {
+  Config config = OneTier(100);
+  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100});
+  config.persist_only_host = true;
+  Start(config);
+  Put(Plan(1, 60));
+  OpenAsked device = Asks(Plan(1, 60));
+  device.tier = 1;
+  const LeaseId lease = LeaseOf(Step(LoadFinished{.load = StartedLoad(Step(device))}));
+  EXPECT_EQ(StateOf(1, 1), ReplicaState::kReady);
+  const auto closed = Close(lease);
+  EXPECT_EQ(Notices(closed, Notify::Kind::kExpired).at(0).detail, "only host copies are kept");
+  EXPECT_EQ(StateOf(1, 1), ReplicaState::kAbsent);
+  EXPECT_EQ(StateOf(1, 0), ReplicaState::kReady);
+}
+
+// --- Memory that ran out below the budget -------------------------------------------
+
+TEST_F(StoreTest, ALoadThatFoundTooLittleMemoryEvictsWhatItNeedsAndStartsAgain) {
+  Start(OneTier(1000));
+  Put(Plan(1, 100));
+  Put(Plan(2, 100));
+  Put(Plan(3, 100));
+  const LoadId first = StartedLoad(Open(Plan(4, 200)));
+  // 200 are wanted, 90 were there: two of the three make the rest.
+  const auto retried = Step(
+      LoadFailed{.load = first, .status = ResourceExhaustedError("no memory"), .free_bytes = 90});
+  EXPECT_THAT(Evicted(retried), ElementsAre(1, 2));
+  EXPECT_FALSE(Has<ReplyError>(retried));
+  const LoadId second = StartedLoad(retried);
+  EXPECT_NE(second, first);
+  EXPECT_TRUE(Has<ReplyLease>(Step(LoadFinished{.load = second})));
+  EXPECT_EQ(StateOf(3), ReplicaState::kReady);
+}
+
+TEST_F(StoreTest, ALoadThatFoundTooLittleMemoryAndCanEvictTooLittleEvictsNothingAndSaysTheNumbers) {
+  Start(OneTier(1000));
+  Put(Plan(1, 100));
+  const LeaseId held = Load(Plan(2, 100));
+  const LoadId load = StartedLoad(Open(Plan(3, 300)));
+  const auto refused = Step(LoadFailed{
+      .load = load, .status = ResourceExhaustedError("the device has 150"), .free_bytes = 150});
+  EXPECT_THAT(Evicted(refused), IsEmpty());
+  const auto errors = All<ReplyError>(refused);
+  ASSERT_THAT(errors, SizeIs(1));
+  EXPECT_EQ(errors[0].status.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(errors[0].need_bytes, 300u);
+  EXPECT_EQ(errors[0].free_bytes, 150u);
+  EXPECT_EQ(errors[0].evictable_bytes, 100u);
+  EXPECT_THAT(errors[0].status.message(), HasSubstr("m2 (1 lease)"));
+  EXPECT_THAT(errors[0].status.message(), HasSubstr("the device has 150"));
+  EXPECT_EQ(Used(), 200u);
+  // The next open starts afresh.
+  EXPECT_TRUE(Has<StartLoad>(Open(Plan(3, 300))));
+  Close(held);
+}
+
+TEST_F(StoreTest, UnderPolicyNeverALackOfMemoryEvictsNothing) {
+  Config config = OneTier(1000);
+  config.policy = PolicyKind::kNever;
+  Start(config);
+  Put(Plan(1, 100));
+  const LoadId load = StartedLoad(Open(Plan(2, 100)));
+  const auto refused = Step(
+      LoadFailed{.load = load, .status = ResourceExhaustedError("no memory"), .free_bytes = 99});
+  EXPECT_EQ(ErrorOf(refused).code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(StateOf(1), ReplicaState::kReady);
+}
+
+TEST_F(StoreTest, NoticesOfLeasesSayWhose) {
+  Start(OneTier(100));
+  const auto opened = Open(Plan(1, 10), 1, 4001);
+  const auto leased = Step(LoadFinished{.load = StartedLoad(opened)});
+  EXPECT_EQ(Notices(leased, Notify::Kind::kLeased).at(0).uid, 4001u);
+  EXPECT_EQ(Notices(Close(LeaseOf(leased)), Notify::Kind::kReleased).at(0).uid, 4001u);
+}
+
 // --- Pins ------------------------------------------------------------------------
 
 TEST_F(StoreTest, APinMarkHoldsBeforeDuringAndAfterResidency) {
