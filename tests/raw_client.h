@@ -63,6 +63,12 @@ class RawClient final {
     builder.Finish(v1::CreateOpenDirect(builder, model.c_str()));
     return Send(FrameType::kOpen, request_id, builder);
   }
+  bool SendDeviceOpen(uint64_t request_id, const std::string& model, const std::string& uuid) {
+    flatbuffers::FlatBufferBuilder builder;
+    builder.Finish(
+        v1::CreateOpenDirect(builder, model.c_str(), v1::TierKind::Device, uuid.c_str()));
+    return Send(FrameType::kOpen, request_id, builder);
+  }
   // Waits up to a minute; `closed` when the daemon hung up.
   RawPacket Receive() {
     RawPacket packet;

@@ -35,18 +35,21 @@ class TestControl final {
     last_ = stub_->List(&context, request, &response);
     return response;
   }
-  v1::EvictResponse Evict(const std::string& model, bool force = false) {
+  v1::EvictResponse Evict(const std::string& model, bool force = false,
+                          const std::string& tier = "") {
     v1::EvictRequest request;
     request.set_model(model);
+    request.set_tier(tier);
     request.set_force(force);
     v1::EvictResponse response;
     grpc::ClientContext context;
     last_ = stub_->Evict(&context, request, &response);
     return response;
   }
-  v1::PinResponse Pin(const std::string& model) {
+  v1::PinResponse Pin(const std::string& model, const std::string& tier = "") {
     v1::PinRequest request;
     request.set_model(model);
+    request.set_tier(tier);
     v1::PinResponse response;
     grpc::ClientContext context;
     last_ = stub_->Pin(&context, request, &response);
@@ -60,9 +63,11 @@ class TestControl final {
     last_ = stub_->Unpin(&context, request, &response);
     return response;
   }
-  v1::LoadProgress Load(const std::string& model, int* messages = nullptr) {
+  v1::LoadProgress Load(const std::string& model, int* messages = nullptr,
+                        const std::string& tier = "") {
     v1::LoadRequest request;
     request.set_model(model);
+    request.set_tier(tier);
     grpc::ClientContext context;
     auto reader = stub_->Load(&context, request);
     v1::LoadProgress progress, last;
@@ -73,9 +78,10 @@ class TestControl final {
     last_ = reader->Finish();
     return last;
   }
-  std::vector<v1::VerifyVerdict> Verify(const std::string& model) {
+  std::vector<v1::VerifyVerdict> Verify(const std::string& model, const std::string& tier = "") {
     v1::VerifyRequest request;
     request.set_model(model);
+    request.set_tier(tier);
     grpc::ClientContext context;
     auto reader = stub_->Verify(&context, request);
     std::vector<v1::VerifyVerdict> verdicts;

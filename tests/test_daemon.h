@@ -45,6 +45,13 @@ inline bool Eventually(const std::function<bool()>& condition, int seconds = 30)
   return true;
 }
 
+// The daemon under test: the environment's TRIMSD_BINARY, for tests that are run elsewhere
+// than they were built, or this build's.
+inline std::string DaemonBinary() {
+  const char* const elsewhere = ::getenv("TRIMSD_BINARY");
+  return elsewhere != nullptr ? elsewhere : TRIMSD_BINARY;
+}
+
 inline int CountDescriptors(pid_t pid) {
   int count = 0;
   std::error_code error;
@@ -115,8 +122,8 @@ class TestDaemon final {
     address.sun_family = AF_UNIX;
     std::strncpy(address.sun_path, notify.c_str(), sizeof address.sun_path - 1);
     ASSERT_EQ(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    std::vector<std::string> args = {TRIMSD_BINARY, "--runtime-dir", runtime_dir(), "--state-dir",
-                                     state_dir(),   "--base-dir",    base_dir()};
+    std::vector<std::string> args = {DaemonBinary(), "--runtime-dir", runtime_dir(), "--state-dir",
+                                     state_dir(),    "--base-dir",    base_dir()};
     args.insert(args.end(), flags_.begin(), flags_.end());
     keeper_ = ::fork();
     ASSERT_GE(keeper_, 0);
@@ -129,7 +136,7 @@ class TestDaemon final {
       std::vector<char*> argv;
       for (std::string& arg : args) argv.push_back(arg.data());
       argv.push_back(nullptr);
-      ::execv(TRIMSD_BINARY, argv.data());
+      ::execv(argv[0], argv.data());
       ::_exit(127);
     }
     pollfd wait{socket.get(), POLLIN, 0};

@@ -47,6 +47,26 @@ int TestSum(void** parameters, const fake_cuda_launch* launch) {
   return CUDA_SUCCESS;
 }
 
+// trims_test_mix(const uint32_t* words, uint64_t count, uint32_t rounds, uint64_t* sum): adds
+// words[i] * (2 i + 1) up, `rounds` times.
+int TestMix(void** parameters, const fake_cuda_launch* launch) {
+  const auto* words = Argument<const uint32_t*>(parameters, 0);
+  const auto count = Argument<uint64_t>(parameters, 1);
+  const auto rounds = Argument<uint32_t>(parameters, 2);
+  auto* sum = Argument<uint64_t*>(parameters, 3);
+  for (uint32_t round = 0; round < rounds; ++round) {
+    // Each time: the memory may go while this runs.
+    if (fake_cuda_may_access(words, count * sizeof *words, 0, launch->device) == 0 ||
+        fake_cuda_may_access(sum, sizeof *sum, 1, launch->device) == 0) {
+      return CUDA_ERROR_ILLEGAL_ADDRESS;
+    }
+    uint64_t total = 0;
+    for (uint64_t i = 0; i < count; ++i) total += words[i] * (2 * i + 1);
+    *sum += total;
+  }
+  return CUDA_SUCCESS;
+}
+
 // trims_universal_hash of src/cuda/kernels: the product's own kernel.
 int UniversalHash(void** parameters, const fake_cuda_launch* launch) {
   const auto* bytes = Argument<const std::byte*>(parameters, 0);
@@ -65,6 +85,8 @@ int UniversalHash(void** parameters, const fake_cuda_launch* launch) {
   fake_cuda_register_kernel("trims_test_add", &TestAdd, kTestAdd, 3);
   constexpr size_t kTestSum[] = {sizeof(void*), sizeof(uint64_t), sizeof(void*)};
   fake_cuda_register_kernel("trims_test_sum", &TestSum, kTestSum, 3);
+  constexpr size_t kTestMix[] = {sizeof(void*), sizeof(uint64_t), sizeof(uint32_t), sizeof(void*)};
+  fake_cuda_register_kernel("trims_test_mix", &TestMix, kTestMix, 4);
   constexpr size_t kHash[] = {sizeof(void*), sizeof(uint64_t), sizeof(void*),
                               sizeof(trims::UniversalHashKernelKey)};
   fake_cuda_register_kernel(trims::kUniversalHashKernelName, &UniversalHash, kHash, 4);
