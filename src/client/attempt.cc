@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <ctime>
+#include <thread>
 
 #include "base/limits.h"
 #include "ipc/frame.h"
@@ -22,6 +23,9 @@ constexpr uint64_t kHelloId = uint64_t{1} << 63;
 constexpr uint64_t kReattachBase = kHelloId + 1;
 // A quarter of what the daemon lets a client leave unread.
 constexpr size_t kReattachWindow = kMaxReplyBacklogPerSession / 4;
+// How long a wait looks again and again before it sleeps, with at least so many cores.
+constexpr Duration kSpin = std::chrono::microseconds(50);
+constexpr unsigned kSpinCores = 4;
 
 Status SendMessage(int socket, FrameType type, uint64_t id,
                    const flatbuffers::FlatBufferBuilder& builder) {
@@ -35,6 +39,14 @@ Status SendMessage(int socket, FrameType type, uint64_t id,
 bool WaitFor(int fd, short events, int wake_fd, Time until) {
   pollfd watched[2] = {{fd, events, 0}, {wake_fd, POLLIN, 0}};
   const nfds_t count = wake_fd < 0 ? 1 : 2;
+  // The daemon answers what is resident in less time than waking up takes. With few cores
+  // it needs ours for that.
+  static const bool spins = std::thread::hardware_concurrency() >= kSpinCores;
+  if (fd >= 0 && spins) {
+    for (const Time end = std::min(until, Now() + kSpin); Now() < end;) {
+      if (::poll(watched, count, 0) > 0) return watched[0].revents != 0;
+    }
+  }
   for (;;) {
     timespec limit{};
     const timespec* timeout = nullptr;

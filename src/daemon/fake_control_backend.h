@@ -5,10 +5,12 @@
 
 #include <google/protobuf/util/time_util.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -55,10 +57,13 @@ class FakeControlBackend final : public ControlBackend {
     MakeResidentLocked(models_.at(name), tier);
   }
   void AddLease(const std::string& name, uint64_t lease_id, uint32_t uid, int32_t pid,
-                const std::string& command) {
+                const std::string& command, const std::string& tier = "host") {
     std::lock_guard lock(mu_);
     FakeModel& model = models_.at(name);
     v1::ReplicaView* replica = model.view.mutable_replicas(0);
+    for (v1::ReplicaView& one : *model.view.mutable_replicas()) {
+      if (one.tier() == tier) replica = &one;
+    }
     replica->set_leases(replica->leases() + 1);
     v1::LeaseView& lease = leases_.emplace_back();
     lease.set_lease_id(lease_id);
@@ -78,6 +83,11 @@ class FakeControlBackend final : public ControlBackend {
   void Change(const std::string& name, const std::function<void(FakeModel&)>& change) {
     std::lock_guard lock(mu_);
     change(models_.at(name));
+  }
+  // Changes what GetStatus says, from now on.
+  void ChangeStatus(std::function<void(v1::GetStatusResponse*)> change) {
+    std::lock_guard lock(mu_);
+    status_changes_.push_back(std::move(change));
   }
   void Publish(const v1::Event& event) {
     std::lock_guard lock(mu_);
@@ -146,7 +156,7 @@ class FakeControlBackend final : public ControlBackend {
       std::lock_guard lock(mu_);
       load_requests_.push_back(request);
       ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
-      if (tier != "host" && tier != "gpu:GPU-0") return NotFoundError("no tier named " + tier);
+      if (!HasTierLocked(tier)) return NotFoundError("no tier named " + tier);
       bytes = model->view.weight_bytes();
       for (const v1::ReplicaView& replica : model->view.replicas()) {
         resident = resident || replica.tier() == tier;
@@ -355,6 +365,7 @@ class FakeControlBackend final : public ControlBackend {
     response->mutable_rho()->set_read_bytes_per_second(2e9);
     response->mutable_rho()->mutable_export_cost()->set_nanos(3'000);
     response->mutable_rho()->mutable_open_cost()->set_nanos(12'000);
+    for (const auto& change : status_changes_) change(response);
     return OkStatus();
   }
   void set_version(std::string version) { version_ = std::move(version); }
@@ -376,6 +387,15 @@ class FakeControlBackend final : public ControlBackend {
     ++abandoned_;
     changed_.notify_all();
     return CancelledError("the caller is gone");
+  }
+
+  bool HasTierLocked(const std::string& name) const {
+    v1::GetStatusResponse status;
+    for (const auto& change : status_changes_) change(&status);
+    const auto& tiers = status.tiers();
+    return name == "host" || name == "gpu:GPU-0" ||
+           std::any_of(tiers.begin(), tiers.end(),
+                       [&](const v1::TierView& tier) { return tier.name() == name; });
   }
 
   Result<FakeModel*> FindLocked(const std::string& name) {
@@ -441,6 +461,7 @@ class FakeControlBackend final : public ControlBackend {
   std::vector<v1::LeaseView> leases_;
   std::deque<v1::Event> events_;
   std::vector<v1::LoadRequest> load_requests_;
+  std::vector<std::function<void(v1::GetStatusResponse*)>> status_changes_;
   Status unary_error_;
   std::string version_ = "0.1.0";
   std::atomic<uint64_t> capacity_bytes_{uint64_t{8} << 30};

@@ -103,9 +103,13 @@ int Reactor::NextTimeoutMs() const {
 
 void Reactor::Run() {
   std::array<epoll_event, 64> events;
+  Time spin_until{};
   while (!stopping_) {
-    const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), NextTimeoutMs());
+    const bool spins = spin_ > Duration::zero() && Now() < spin_until;
+    const int count =
+        ::epoll_wait(epoll_.get(), events.data(), events.size(), spins ? 0 : NextTimeoutMs());
     TRIMS_CHECK(count >= 0 || errno == EINTR);
+    if (count > 0 && spin_ > Duration::zero()) spin_until = Now() + spin_;
     for (int i = 0; i < count && !stopping_; ++i) {
       // An earlier callback of this batch may have unwatched this descriptor, or
       // even have closed it and watched another one of the same number: the

@@ -43,6 +43,11 @@ class Reactor final {
   // loop has ended.
   void Post(std::function<void()> callback);
 
+  // After something has happened the loop looks for more without sleeping for so long: who
+  // says hello asks for a model next, and waking up would cost more than answering. For
+  // machines with cores to spare; zero, the default, always sleeps.
+  void SetSpin(Duration spin) { spin_ = spin; }
+
   void Run();   // Until Stop().
   void Stop();  // From the loop's thread.
 
@@ -55,6 +60,7 @@ class Reactor final {
   UniqueFd epoll_;
   UniqueFd wakeup_;  // eventfd
   bool stopping_ = false;
+  Duration spin_ = Duration::zero();
   // Shared so that a callback survives its own Unwatch.
   std::unordered_map<int, std::shared_ptr<FdCallback>> callbacks_;
   std::map<std::pair<Time, TimerId>, std::function<void()>> timers_;

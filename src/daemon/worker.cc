@@ -37,6 +37,12 @@ namespace {
 // How long calls of the control plane may take to finish when the daemon stops.
 constexpr auto kShutdownGrace = std::chrono::seconds(1);
 
+// How long the reactor looks for the next packet before it sleeps, on machines with at least
+// so many cores. Measured on one with 16: a round trip takes 30 us when both sides
+// sleep in between, 6 when neither does.
+constexpr Duration kReactorSpin = std::chrono::microseconds(50);
+constexpr unsigned kReactorSpinCores = 4;
+
 // Scheduling priority of the reactor's thread.
 constexpr int kReactorNice = -15;
 
@@ -206,6 +212,7 @@ class Worker final {
     // clients it must not wait for its turn behind them. Loaders keep their place.
     // Not permitted to ordinary users, for whom it stays as it is.
     (void)!::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kReactorNice);
+    if (std::thread::hardware_concurrency() >= kReactorSpinCores) reactor_->SetSpin(kReactorSpin);
     reactor_->Run();
 
     if (stopper_.joinable()) stopper_.join();

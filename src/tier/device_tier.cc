@@ -48,9 +48,10 @@
 namespace trims {
 namespace {
 
-constexpr size_t kSlots = 2;        // Of a lane.
-constexpr int kMostThreads = 16;    // 66 GB/s from the page cache, above any link.
-constexpr size_t kDirectLanes = 4;  // One reads, others check, copy and read small tensors.
+constexpr size_t kSlots = 2;      // Of a lane.
+constexpr int kMostThreads = 16;  // 66 GB/s from the page cache, above any link.
+// Half of them read, the others check, copy and read small tensors.
+constexpr size_t kDirectLanes = 2 * DirectFiles::kReadsAtOnce;
 constexpr uint64_t kDirectChunkBytes = kMiB;  // Smaller ones are read ahead by the system.
 constexpr uint64_t kDirectModelBytes = 64 * kMiB;
 constexpr uint64_t kSliceBytes = PinnedExtent::kSliceBytes;  // A copy: a millisecond of the link.

@@ -47,7 +47,11 @@ Result<std::span<std::byte>> DirectFiles::Read(uint32_t file, uint64_t offset, u
   const uint64_t begin = offset / kHostPageBytes * kHostPageBytes;
   const uint64_t end = (offset + bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
   TRIMS_CHECK(end - begin <= buffer.size());
-  const std::lock_guard lock(disk_);
+  disk_.acquire();
+  struct Turn {
+    std::counting_semaphore<kReadsAtOnce>& disk;
+    ~Turn() { disk.release(); }
+  } const turn{disk_};
   // The last block of a file is short, and so may any read be.
   for (uint64_t at = begin; at < offset + bytes;) {
     const ssize_t done =

@@ -1,15 +1,15 @@
-// Reading weights that are not in the page cache: past it, with O_DIRECT, one large
-// block at a time. Measured, that is what a disk does best: 2.5 GB/s with blocks of 8 MiB
-// where four at once make 2.0 and sixteen 1.5, and no core spends its time on copying
-// pages into a cache and out of it.
+// Reading weights that are not in the page cache: past it, with O_DIRECT, a few large
+// blocks at a time, so that no core spends its time on copying pages into a cache and out
+// of it. docs/design/006 has what was measured: two or three reads of 8 MiB in flight are
+// what disks do best, and blocking reads of threads are as fast as io_uring's.
 //
-// Only for use inside this folder. Thread-safe: whoever reads waits for the one before,
-// and checks or copies what it has read while the next one reads.
+// Only for use inside this folder. Thread-safe: whoever reads waits until few enough others
+// do, and checks or copies what it has read while they go on.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
+#include <semaphore>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +30,7 @@ class DirectFiles final {
   // O_DIRECT wants whole blocks of the device, so a read brings up to so much more than
   // was asked for.
   static constexpr uint64_t kSlackBytes = 2 * kHostPageBytes;
+  static constexpr ptrdiff_t kReadsAtOnce = 3;
 
   // Looks at some of `places` and opens the files in which most of them are not in the
   // page cache. A file that can not be opened so, one that a client passed, and all files where
@@ -47,7 +48,7 @@ class DirectFiles final {
 
  private:
   std::vector<UniqueFd> files_;  // Invalid: to be read in the ordinary way.
-  mutable std::mutex disk_;
+  mutable std::counting_semaphore<kReadsAtOnce> disk_{kReadsAtOnce};
 };
 
 // Whether the page of a file's byte is in the page cache. True where the system does
