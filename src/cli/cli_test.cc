@@ -24,6 +24,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/limits.h"
 #include "base/unique_fd.h"
 #include "cli/text.h"
 #include "daemon/control_server.h"
@@ -35,6 +36,7 @@ namespace {
 using nlohmann::json;
 using testing::AllOf;
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::Not;
@@ -91,6 +93,11 @@ class Process final {
   // Reads until `text` was seen on stdout.
   void WaitForOutput(const std::string& text) {
     while (outcome_.out.find(text) == std::string::npos && ReadSome()) {
+    }
+  }
+
+  void WaitForError(const std::string& text) {
+    while (outcome_.err.find(text) == std::string::npos && ReadSome()) {
     }
   }
 
@@ -190,6 +197,47 @@ class CliTest : public testing::Test {
   }
   Outcome Run(const std::vector<std::string>& words) { return Spawn(words)->Wait(); }
 
+  // gpu:0 serves, gpu:1 was lost, gpu:2 never worked.
+  void AddDevices() {
+    backend_.ChangeStatus([](v1::GetStatusResponse* status) {
+      status->set_gpu("2 x NVIDIA H200");
+      status->set_cuda_driver("13.0");
+      status->set_verifications(7);
+      status->set_quarantines(1);
+      status->set_host_pinned_bytes(3 * kGiB);
+      for (uint32_t i = 0; i < 3; ++i) {
+        v1::DeviceView* device = status->add_devices();
+        device->set_ordinal(i);
+        device->set_uuid("GPU-fa4e" + std::string(i, '1') + "c0da");
+        device->set_name(i == 2 ? "NVIDIA T4" : "NVIDIA H200");
+        device->set_total_bytes(140 * kGiB);
+        if (i == 2) {
+          device->set_state("out of memory while making a context");
+          break;
+        }
+        device->set_tier("gpu:" + device->uuid());
+        device->set_ready(i == 0);
+        device->set_state(i == 0 ? "ready" : "the device was lost");
+        device->set_free_bytes(100 * kGiB);
+        device->set_pinned_pool_bytes(i == 0 ? 128 * kMiB : 256 * kMiB);
+        device->set_pinned_pool_bytes_max(256 * kMiB);
+        v1::LinkView* host = device->add_links();
+        host->set_from("host");
+        host->set_bytes_per_second(55.1e9);
+        v1::LinkView* peer = device->add_links();
+        peer->set_from(i == 0 ? "GPU-fa4e1c0da" : "GPU-fa4ec0da");
+        peer->set_bytes_per_second(i == 0 ? 396e9 : 0);
+        peer->set_direct(i == 0);
+        v1::TierView* tier = status->add_tiers();
+        tier->set_name(device->tier());
+        tier->set_budget_bytes(111 * kGiB);
+        if (i == 0) tier->set_used_bytes(12 * kGiB);
+        if (i == 0) tier->set_client_pinned_bytes(2 * kGiB);
+        if (i == 1) tier->set_health("the device was lost");
+      }
+    });
+  }
+
   FakeControlBackend backend_;
   std::string directory_;
   std::unique_ptr<ControlServer> server_;
@@ -206,6 +254,7 @@ std::vector<std::string> Lines(const std::string& text) {
   return lines;
 }
 
+const std::string kTier0 = "gpu:GPU-fa4ec0da";
 const std::string kDigestA = "sha256:" + std::string(64, 'a');
 
 // --- Lists --------------------------------------------------------------------
@@ -258,8 +307,9 @@ TEST_F(CliTest, NamesCanNotWriteOverTheScreen) {
 }
 
 TEST_F(CliTest, PsSaysWhatEndsEachReplica) {
+  char fill = 'b';
   for (const char* name : {"m-leased", "m-pinned", "m-draining", "m-expiring"}) {
-    backend_.AddModel(name, 'e', 1 << 20);
+    backend_.AddModel(name, ++fill, 1 << 20);
     backend_.MakeResident(name);
   }
   backend_.AddLease("m-leased", 7, 0, 42, "python3");
@@ -278,13 +328,104 @@ TEST_F(CliTest, PsSaysWhatEndsEachReplica) {
   const Outcome outcome = Run({"ps"});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   const std::vector<std::string> lines = Lines(outcome.out);
-  ASSERT_EQ(lines.size(), 6u);
-  EXPECT_EQ(lines[0], "NAME        DIGEST             SIZE  TIER  LEASES  STATE     UNTIL");
-  EXPECT_EQ(lines[1], "m-draining  eeeeeeeeeeee    1.0 MiB  host       3  draining  released");
+  ASSERT_EQ(lines.size(), 8u);
+  // How wide UNTIL is, the time decides.
+  EXPECT_THAT(
+      lines[0],
+      AllOf(StartsWith("NAME        DIGEST             SIZE  TIER  LEASES  STATE     UNTIL "),
+            EndsWith("  HELD BY")));
+  EXPECT_THAT(lines[1], StartsWith("m-draining  eeeeeeeeeeee    1.0 MiB  host       3  draining  "
+                                   "released "));
   EXPECT_THAT(lines[2], AllOf(StartsWith("m-expiring"), HasSubstr("h"), HasSubstr("from now")));
-  EXPECT_EQ(lines[3], "m-leased    eeeeeeeeeeee    1.0 MiB  host       1  ready     released");
-  EXPECT_EQ(lines[4], "m-pinned    eeeeeeeeeeee    1.0 MiB  host       0  ready     unpinned");
-  EXPECT_EQ(lines[5], "vgg16       aaaaaaaaaaaa  528.0 MiB  host       0  ready     evicted");
+  EXPECT_THAT(
+      lines[3],
+      AllOf(StartsWith("m-leased    cccccccccccc    1.0 MiB  host       1  ready     released "),
+            EndsWith("  python3(42)")));
+  EXPECT_THAT(
+      lines[4],
+      AllOf(StartsWith("m-pinned    dddddddddddd    1.0 MiB  host       0  ready     unpinned "),
+            EndsWith("  pinned")));
+  EXPECT_THAT(
+      lines[5],
+      AllOf(StartsWith("vgg16       aaaaaaaaaaaa  528.0 MiB  host       0  ready     evicted "),
+            EndsWith("  -")));
+  EXPECT_EQ(lines[6], "");
+  EXPECT_EQ(lines[7], "host: 1.0 GiB of 8.0 GiB");
+}
+
+TEST_F(CliTest, PsShowsWhoPinsWhatOnWhichDevice) {
+  AddDevices();
+  backend_.MakeResident("vgg16", kTier0);
+  backend_.Change("vgg16", [](auto& model) { model.view.mutable_replicas(1)->set_pinned(true); });
+  uint64_t lease = 0;
+  for (const int pid : {4711, 12, 12, 13, 14, 15}) {
+    backend_.AddLease("vgg16", ++lease, 0, pid, pid == 4711 ? "python" : "trims", kTier0);
+  }
+  StartDaemon();
+  const std::string out = Run({"ps"}).out;
+  EXPECT_THAT(out,
+              HasSubstr("gpu:0       6  ready  unpinned  pinned, python(4711), trims(12) and 3 "
+                        "more\n"));
+  EXPECT_THAT(out, HasSubstr("host        0  ready  evicted   -\n"));
+  EXPECT_THAT(out,
+              HasSubstr("\nhost: 1.0 GiB of 8.0 GiB\n"
+                        "gpu:0 NVIDIA H200: 12.0 GiB of 111.0 GiB, 2.0 GiB pinned by clients\n"
+                        "gpu:1 NVIDIA H200: 0 B of 111.0 GiB: NOT SERVING: the device was "
+                        "lost\n"
+                        "gpu:2 NVIDIA T4: not served: out of memory while making a context\n"));
+  const std::string whole = Run({"ps", "--no-truncate"}).out;
+  EXPECT_THAT(whole, AllOf(HasSubstr(kTier0 + "       6"), HasSubstr("trims(15)\n"),
+                           HasSubstr("\n" + kTier0 + " NVIDIA H200: 12.0 GiB")));
+  const json rows = json::parse(Run({"ps", "--json"}).out);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_TRUE(rows[0]["held_by"].empty());
+  EXPECT_EQ(rows[1]["held_by"].size(), 5u);
+  EXPECT_EQ(rows[1]["held_by"][1],
+            json::parse(R"({"pid":12,"command":"trims","uid":0,"leases":2})"));
+  EXPECT_EQ(Run({"ps", "-q"}).out, "vgg16\n");
+}
+
+TEST_F(CliTest, DevicesAreChosenByNumberUuidOrAlone) {
+  AddDevices();
+  StartDaemon();
+  for (const char* typed : {"gpu:0", "0", "GPU-fa4ec", "gpu:fa4ec", "gpu:GPU-FA4EC"}) {
+    const Outcome outcome = Run({"load", "lenet:1", "--device", typed});
+    EXPECT_EQ(outcome.code, 0) << typed << ": " << outcome.err;
+    EXPECT_THAT(outcome.out, HasSubstr(" in gpu:0")) << typed;
+    EXPECT_EQ(backend_.load_requests().back().tier(), kTier0) << typed;
+  }
+  EXPECT_EQ(Run({"load", "lenet:1", "--tier", "gpu:0"}).code, 0);
+  EXPECT_EQ(backend_.load_requests().back().tier(), kTier0);
+  // Several devices: the daemon says so.
+  EXPECT_EQ(Run({"load", "lenet:1", "--device", "gpu"}).code, 3);
+  EXPECT_EQ(backend_.load_requests().back().tier(), "gpu");
+  EXPECT_THAT(Run({"ls"}).out, HasSubstr("  gpu:0  "));
+  EXPECT_THAT(Run({"show", "lenet:1"}).out, HasSubstr("gpu:0  ready"));
+  EXPECT_EQ(Run({"pin", "lenet:1", "--device", "0"}).out, "lenet:1 is pinned in gpu:0\n");
+  EXPECT_EQ(Run({"unpin", "lenet:1", "--device", "0"}).out,
+            "lenet:1 is no longer pinned in gpu:0\n");
+  EXPECT_THAT(Run({"verify", "lenet:1", "--device", "0"}).out, HasSubstr("gpu:0  1.6 MiB  intact"));
+  backend_.AddLease("lenet:1", 7, 0, 42, "python3", kTier0);
+  EXPECT_EQ(Run({"leases", "--device", "0", "-q"}).out, "7\n");
+  EXPECT_THAT(Run({"leases"}).out, HasSubstr("gpu:0"));
+  EXPECT_EQ(Run({"leases", "--device", "1", "-q"}).out, "");
+  EXPECT_THAT(Run({"evict", "lenet:1", "--device", "0", "--force"}).out,
+              HasSubstr("drains from gpu:0"));
+}
+
+TEST_F(CliTest, WrongDevicesAreExplained) {
+  StartDaemon();
+  for (const char* command : {"load", "pin", "unpin", "evict", "verify", "leases"}) {
+    const Outcome both = Run({command, "vgg16", "--tier", "host", "--device", "gpu:0"});
+    EXPECT_EQ(both.code, 2) << command;
+    EXPECT_THAT(both.err, HasSubstr("--tier excludes --device")) << command;
+    const Outcome host = Run({command, "vgg16", "--device", "host"});
+    EXPECT_EQ(host.code, 2) << command;
+    EXPECT_THAT(host.err,
+                AllOf(HasSubstr("\"host\" is no device: gpu:0, a UUID"), HasSubstr("hint: ")))
+        << command;
+  }
+  EXPECT_TRUE(backend_.load_requests().empty());
 }
 
 TEST_F(CliTest, PsJsonHasOneObjectPerReplica) {
@@ -567,6 +708,25 @@ TEST_F(CliTest, StatusShowsTiersAndCounters) {
             uint64_t{8} << 30);
 }
 
+TEST_F(CliTest, StatusShowsDevicesAndTheirHealth) {
+  AddDevices();
+  StartDaemon();
+  const std::string out = Run({"status"}).out;
+  EXPECT_THAT(out, AllOf(HasSubstr("cuda driver     13.0\n"),
+                         HasSubstr("verified        7 replicas, of these 1 had wrong bytes\n"),
+                         HasSubstr("host pinned     3.0 GiB, for copies to devices\n")));
+  EXPECT_THAT(out,
+              AllOf(HasSubstr("gpu:0  111.0 GiB"), HasSubstr("NOT SERVING: the device was lost")));
+  EXPECT_THAT(out, HasSubstr("GPU-fa4ec0da    ready"));
+  EXPECT_THAT(out,
+              HasSubstr("100.0 GiB  140.0 GiB  128.0 MiB of 256.0 MiB  from host 55.1 GB/s, from "
+                        "gpu:1 396.0 GB/s\n"));
+  EXPECT_THAT(out, HasSubstr("from gpu:0 not measured (through the host)\n"));
+  const json status = json::parse(Run({"status", "--json"}).out);
+  EXPECT_EQ(status["devices"][0]["links"][1]["bytes_per_second"], 396e9);
+  EXPECT_EQ(status["tiers"][1]["client_pinned_bytes"], 2 * kGiB);
+}
+
 TEST_F(CliTest, ConfigShowAsksTheDaemonOrThisProcess) {
   StartDaemon();
   EXPECT_EQ(Run({"config", "show"}).out, "KEY              VALUE\neviction_policy  lru\n");
@@ -636,6 +796,53 @@ TEST_F(CliTest, DoctorChecksARunningDaemon) {
   }
 }
 
+TEST_F(CliTest, DoctorSaysWhatTheDaemonServesAndWhatIsWrongWithIt) {
+  AddDevices();
+  StartDaemon();
+  const Outcome outcome = Run({"doctor"});
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(
+      outcome.out,
+      AllOf(HasSubstr("WARN  daemon gpu:0"), HasSubstr("load buffers 128.0 MiB of 256.0 MiB\n"),
+            HasSubstr("LimitMEMLOCK=infinity"), HasSubstr("vm.nr_hugepages=128")));
+  EXPECT_THAT(outcome.out,
+              AllOf(HasSubstr("FAIL  daemon gpu:1"), HasSubstr("the device was lost\n")));
+  EXPECT_THAT(outcome.out, AllOf(HasSubstr("WARN  daemon gpu:2"),
+                                 HasSubstr("NVIDIA T4 is not served: out of memory")));
+  EXPECT_THAT(outcome.out, HasSubstr("this process does not see GPU-fa4ec0da"));
+}
+
+#ifdef FAKE_CUDA_LIBRARY
+TEST_F(CliTest, DoctorTriesTheDriverOfThisProcess) {
+  StartDaemon();
+  const std::vector<std::string> gpus = {"TRIMS_CUDA_LIBRARY=" FAKE_CUDA_LIBRARY,
+                                         "FAKE_CUDA_DIR=" + directory_ + "/gpu",
+                                         "FAKE_CUDA_DEVICES=2"};
+  const auto doctor = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> environment = Environment();
+    environment.insert(environment.end(), gpus.begin(), gpus.end());
+    environment.insert(environment.end(), more.begin(), more.end());
+    return Process({"doctor"}, environment, false).Wait().out;
+  };
+  EXPECT_THAT(
+      doctor({}),
+      AllOf(HasSubstr("2 devices visible to this process; the driver supports CUDA 13.0\n"),
+            HasSubstr("GPU-fa4ec0da-0000-4000-8000-000000000001, 1.0 GiB; sharing memory was "
+                      "tried: works\n"),
+            HasSubstr("all devices read each other directly\n"),
+            HasSubstr("the daemon does not see GPU-fa4ec0da-0000-4000-8000-000000000000, "
+                      "GPU-fa4ec0da-0000-4000-8000-000000000001")));
+  EXPECT_THAT(doctor({"CUDA_VISIBLE_DEVICES=1"}), HasSubstr("1 device visible"));
+  EXPECT_THAT(doctor({"FAKE_CUDA_LACKS=peer"}), HasSubstr("are copied through the host to"));
+  EXPECT_THAT(doctor({"FAKE_CUDA_LACKS=posix_fd"}),
+              HasSubstr("no sharing of memory by descriptor"));
+  EXPECT_THAT(doctor({"FAKE_CUDA_LACKS=vmm"}), HasSubstr("no virtual memory management"));
+  EXPECT_THAT(doctor({"FAKE_CUDA_FAIL=cuMemImportFromShareableHandle:1+=999"}),
+              AllOf(HasSubstr("FAIL  gpu #0"), HasSubstr("sharing memory was tried: ")));
+  EXPECT_THAT(doctor({"FAKE_CUDA_FAIL=cuInit:1+=304"}), HasSubstr("WARN  gpu "));
+}
+#endif
+
 TEST_F(CliTest, DoctorFailsWhenOthersCanPlantSockets) {
   StartDaemon();
   ASSERT_EQ(::chmod(directory_.c_str(), 0777), 0);
@@ -666,6 +873,64 @@ TEST_F(CliTest, ServeBecomesTheDaemonWithItsOptions) {
   EXPECT_EQ(shell("serve").first, "\n");
 }
 
+// --- bench --------------------------------------------------------------------
+
+TEST_F(CliTest, BenchSaysWhatItsArgumentsShouldBe) {
+  AddDevices();
+  StartDaemon();
+  const Outcome small = Run({"bench", "open", "--size", "64KiB", "--tensors", "10,5000"});
+  EXPECT_EQ(small.code, 2);
+  EXPECT_THAT(small.err, HasSubstr("--size 64KiB is too small for 5000 tensors"));
+  const Outcome place = Run({"bench", "load", "--from", "tape"});
+  EXPECT_THAT(place.err,
+              HasSubstr("--from tape: page-cache, disk, host or peer:gpu:1 were expected"));
+  EXPECT_EQ(place.code, 2);
+  EXPECT_THAT(Run({"bench", "load", "--from", "host"}).err, HasSubstr("give --device gpu:0"));
+  EXPECT_THAT(Run({"bench", "load", "--from", "peer"}).err, HasSubstr("give --device gpu:0"));
+  const Outcome lost = Run({"bench", "open", "--device", "gpu:1"});
+  EXPECT_EQ(lost.code, 7);
+  EXPECT_THAT(lost.err, HasSubstr("does not serve gpu:1 (NVIDIA H200): the device was lost"));
+  const Outcome none = Run({"bench", "open", "--device", "gpu:7"});
+  EXPECT_EQ(none.code, 3);
+  EXPECT_THAT(none.err, HasSubstr("no device gpu:7; it serves gpu:0 (NVIDIA H200)"));
+  EXPECT_THAT(Run({"bench", "open", "--device", "gpu:0"}).err,
+              HasSubstr("this process can not use gpu:0: "));
+}
+
+TEST_F(CliTest, BenchCopyMeasuresWithoutADaemonAndLeavesNothing) {
+  const std::string files = directory_ + "/files";
+  std::filesystem::create_directory(files);
+  const Outcome outcome =
+      Run({"bench", "copy", "--size", "1MiB,3MiB", "--runs", "2", "--dir", files, "--json"});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json result = json::parse(outcome.out);
+  EXPECT_EQ(result["benchmark"], "copy");
+  EXPECT_GE(result["machine"]["cores"], 1);
+  bool read = false;
+  for (const json& one : result["results"]) {
+    EXPECT_EQ(one["times"]["runs"], 2) << one;
+    EXPECT_GT(one["bytes_per_second"], 0) << one;
+    read = read || (one["copy"] == "page_cache_read" && one["bytes"] > (3 << 20));
+  }
+  EXPECT_TRUE(read) << outcome.out;
+  EXPECT_TRUE(std::filesystem::is_empty(files));
+  EXPECT_THAT(Run({"bench", "copy", "--size", "1MiB", "--runs", "1"}).out,
+              AllOf(HasSubstr("host memcpy, 1 thread"), HasSubstr(" GB/s")));
+}
+
+TEST_F(CliTest, InterruptingABenchmarkLeavesNothing) {
+  const std::string files = directory_ + "/files";
+  std::filesystem::create_directory(files);
+  auto process =
+      Spawn({"bench", "copy", "--size", "4MiB", "--runs", "1000000", "--dir", files}, true);
+  process->WaitForError("host memcpy");
+  ::kill(process->pid(), SIGINT);
+  const Outcome outcome = process->Wait();
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("interrupted"));
+  EXPECT_TRUE(std::filesystem::is_empty(files));
+}
+
 // --- Reaching the daemon ------------------------------------------------------
 
 TEST_F(CliTest, NoDaemonIsExitCodeSevenEverywhere) {
@@ -682,6 +947,8 @@ TEST_F(CliTest, NoDaemonIsExitCodeSevenEverywhere) {
                                                 {"add", "x", "/y"},
                                                 {"watch"},
                                                 {"status"},
+                                                {"bench", "open"},
+                                                {"bench", "load"},
                                                 {"config", "show"}}) {
     const Outcome outcome = Run(words);
     EXPECT_EQ(outcome.code, 7) << words[0];
@@ -760,7 +1027,18 @@ TEST_F(CliTest, WrongArgumentsAreExitCodeTwo) {
                                                 {"completion"},
                                                 {"completion", "tcsh"},
                                                 {"config", "shwo"},
-                                                {"load", "x", "--tier"}}) {
+                                                {"load", "x", "--tier"},
+                                                {"load", "x", "--device"},
+                                                {"bench"},
+                                                {"bench", "opne"},
+                                                {"bench", "open", "--size", "512"},
+                                                {"bench", "open", "--size", "1KiB"},
+                                                {"bench", "open", "--runs", "0"},
+                                                {"bench", "open", "--tensors", "0"},
+                                                {"bench", "open", "--sparse", "--dense"},
+                                                {"bench", "load", "--dir", "/nonexistent"},
+                                                {"bench", "copy", "--device", "host"},
+                                                {"bench", "copy", "--from", "disk"}}) {
     const Outcome outcome = Run(words);
     EXPECT_EQ(outcome.code, 2) << testing::PrintToString(words);
     EXPECT_THAT(outcome.err, AllOf(StartsWith("trims: "), HasSubstr("hint: ")))
@@ -772,9 +1050,11 @@ TEST_F(CliTest, WrongArgumentsAreExitCodeTwo) {
 TEST_F(CliTest, HelpGoesToStdoutAndNamesTheExitCodes) {
   const Outcome outcome = Run({"--help"});
   EXPECT_EQ(outcome.code, 0);
-  for (const char* word : {"serve", "add", "ls", "ps", "show", "load", "evict", "pin", "unpin",
-                           "rm", "verify", "leases", "watch", "status", "config", "doctor",
-                           "completion", "version", "7  the daemon can not be reached"}) {
+  for (const char* word :
+       {"serve",  "add",    "ls",         "ps",      "show",
+        "load",   "evict",  "pin",        "unpin",   "rm",
+        "verify", "leases", "watch",      "status",  "config",
+        "bench",  "doctor", "completion", "version", "7  the daemon can not be reached"}) {
     EXPECT_THAT(outcome.out, HasSubstr(word));
   }
   EXPECT_THAT(Run({"load", "--help"}).out,
@@ -824,6 +1104,10 @@ TEST_F(CliTest, BashCompletesCommandsOptionsAndModels) {
   EXPECT_EQ(complete("trims stop vg"), "vgg16\n");
   EXPECT_EQ(complete("trims --runtime-dir " + directory_ + " show vg"), "vgg16\n");
   EXPECT_EQ(complete("trims load --granularity l"), "layer\n");
+  EXPECT_EQ(complete("trims ben"), "bench\n");
+  EXPECT_EQ(complete("trims bench lo"), "load\n");
+  EXPECT_EQ(complete("trims bench load --fro"), "--from\n");
+  EXPECT_EQ(complete("trims bench load --from pag"), "page-cache\n");
   EXPECT_EQ(complete("trims config sh"), "show\n");
   EXPECT_EQ(complete("trims config show --lo"), "--local\n");
   EXPECT_EQ(complete("trims completion z"), "zsh\n");

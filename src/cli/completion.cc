@@ -144,6 +144,13 @@ std::string BashScript(const Node& root) {
          "    --runtime-dir) mapfile -t COMPREPLY < <(compgen -d -- \"$current\"); return ;;\n"
          "    --tier) mapfile -t COMPREPLY < <(compgen -W \"host gpu:\" -- \"$current\"); return "
          ";;\n"
+         "    --device) mapfile -t COMPREPLY < <(compgen -W \"gpu:\" -- \"$current\"); return "
+         ";;\n"
+         "    --from)\n"
+         "      mapfile -t COMPREPLY < <(compgen -W \"page-cache disk host peer:gpu:\" -- "
+         "\"$current\")\n"
+         "      return ;;\n"
+         "    --dir) mapfile -t COMPREPLY < <(compgen -d -- \"$current\"); return ;;\n"
          "    --granularity)\n"
          "      mapfile -t COMPREPLY < <(compgen -W \"auto model slab layer\" -- \"$current\")\n"
          "      return ;;\n"
@@ -260,6 +267,9 @@ std::string ZshScript(const Node& root) {
          "  case \"$previous\" in\n"
          "    --runtime-dir) _files -/; return ;;\n"
          "    --tier) compadd host gpu:; return ;;\n"
+         "    --device) compadd gpu:; return ;;\n"
+         "    --from) compadd page-cache disk host peer:gpu:; return ;;\n"
+         "    --dir) _files -/; return ;;\n"
          "    --granularity) compadd auto model slab layer; return ;;\n"
          "    " +
          Join(value_flags, "|") +
@@ -288,6 +298,9 @@ void FishFlags(const Node& node, const std::string& condition, std::string* text
     if (flag.takes_value) {
       line += " -x";
       if (flag.words.back() == "--tier") line += " -a 'host gpu:'";
+      if (flag.words.back() == "--device") line += " -a 'gpu:'";
+      if (flag.words.back() == "--from") line += " -a 'page-cache disk host peer:gpu:'";
+      if (flag.words.back() == "--dir") line += " -a '(__fish_complete_directories)'";
       if (flag.words.back() == "--granularity") line += " -a 'auto model slab layer'";
       if (flag.words.back() == "--runtime-dir") line += " -a '(__fish_complete_directories)'";
     }

@@ -1,6 +1,5 @@
 // trims doctor: is this machine, and the daemon on it, fit for the work? One line
 // per check, and under it what to do when it is not good.
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -23,6 +22,8 @@
 #include "base/unique_fd.h"
 #include "cli/command.h"
 #include "cli/connection.h"
+#include "cli/doctor_gpu.h"
+#include "cli/finding.h"
 #include "cli/json.h"
 #include "cli/text.h"
 #include "daemon/config.h"
@@ -31,24 +32,8 @@
 namespace trims::cli {
 namespace {
 
-enum class Level { kOk, kWarn, kFail };
-
-struct Finding {
-  Level level = Level::kOk;
-  std::string check;
-  std::string text;
-  std::string advice;  // Empty when good.
-};
-
 const char* LevelWord(Level level) {
   return level == Level::kOk ? "OK" : level == Level::kWarn ? "WARN" : "FAIL";
-}
-
-Finding Good(std::string check, std::string text) {
-  return {Level::kOk, std::move(check), std::move(text), ""};
-}
-Finding Bad(Level level, std::string check, std::string text, std::string advice) {
-  return {level, std::move(check), std::move(text), std::move(advice)};
 }
 
 std::optional<std::string> ReadText(const std::string& path) {
@@ -371,45 +356,6 @@ Finding CheckMemory(const std::optional<v1::GetStatusResponse>& daemon) {
   return Good(check, text);
 }
 
-struct Gpu {
-  std::vector<std::string> devices;
-  bool driver = false;
-};
-Gpu FindGpu() {
-  Gpu gpu;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/dev", error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.size() > 6 && name.starts_with("nvidia") &&
-        name.find_first_not_of("0123456789", 6) == std::string::npos) {
-      gpu.devices.push_back(entry.path().string());
-    }
-  }
-  std::sort(gpu.devices.begin(), gpu.devices.end());
-  if (void* library = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL); library != nullptr) {
-    gpu.driver = true;
-    ::dlclose(library);
-  }
-  return gpu;
-}
-
-Finding CheckGpu(const Gpu& gpu) {
-  std::string devices;
-  for (const std::string& device : gpu.devices) devices += (devices.empty() ? "" : ", ") + device;
-  if (gpu.devices.empty() && !gpu.driver)
-    return Good("gpu", "none: weights are served from the host tier");
-  if (!gpu.driver) {
-    return Bad(Level::kWarn, "gpu", devices + ", but libcuda.so.1 can not be loaded",
-               "install the NVIDIA driver's user library, or mount it into this container "
-               "(NVIDIA_DRIVER_CAPABILITIES=compute)");
-  }
-  if (gpu.devices.empty()) {
-    return Bad(Level::kWarn, "gpu", "libcuda.so.1 loads, but there is no /dev/nvidia0",
-               "give this container its devices, or load the nvidia kernel module");
-  }
-  return Good("gpu", devices + "; libcuda.so.1 loads");
-}
-
 ExitCode RunDoctor(const Context& context) {
   std::vector<Finding> findings;
   std::optional<v1::GetStatusResponse> daemon;
@@ -421,15 +367,15 @@ ExitCode RunDoctor(const Context& context) {
     findings.push_back(Bad(Level::kFail, "configuration", directory.status().message(),
                            "correct the setting that is named"));
   }
-  const Gpu gpu = FindGpu();
+  GpuFindings gpus = CheckGpus(daemon);
   findings.push_back(CheckProc());
   findings.push_back(CheckSealing());
   findings.push_back(CheckNofile(daemon));
-  findings.push_back(CheckMemlock(daemon, !gpu.devices.empty()));
+  findings.push_back(CheckMemlock(daemon, gpus.present));
   findings.push_back(CheckMemory(daemon));
   findings.push_back(CheckHugePages());
   findings.push_back(CheckShmemThp());
-  findings.push_back(CheckGpu(gpu));
+  for (Finding& finding : gpus.findings) findings.push_back(std::move(finding));
 
   const bool failed = std::any_of(findings.begin(), findings.end(), [](const Finding& finding) {
     return finding.level == Level::kFail;

@@ -6,6 +6,7 @@
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/models.h"
+#include "cli/tiers.h"
 
 namespace trims::cli {
 namespace {
@@ -17,20 +18,22 @@ struct EvictOptions {
 };
 
 ExitCode RunEvict(const Context& context, Connection& daemon, const EvictOptions& options) {
+  const TierNames names = TierNames::Ask(daemon);
+  const std::string tier = names.Resolve(options.tier);
   Json results = Json::array();
   const ExitCode code = ForEachModel(daemon, options.models, [&](const std::string& model) {
     v1::EvictRequest request;
     request.set_model(model);
-    request.set_tier(options.tier);
+    request.set_tier(tier);
     request.set_force(options.force);
     v1::EvictResponse response;
     if (Status status = daemon.Evict(request, &response); !status.ok()) {
-      return FailWithHolders(daemon, status, model, options.tier);
+      return FailWithHolders(daemon, status, model, tier);
     }
     if (context.json) {
       results.push_back({{"name", model}, {"replicas", ToJsonArray(response.replicas())}});
     } else {
-      PrintEvicted(model, response.replicas());
+      PrintEvicted(model, names, response.replicas());
     }
     return ExitCode::kOk;
   });
@@ -46,7 +49,7 @@ void AddEvictCommand(CLI::App& app, Context& context) {
   auto options = std::make_shared<EvictOptions>();
   command->add_option("MODEL", options->models, "Names, or the first digits of digests")
       ->required();
-  command->add_option("--tier", options->tier, "Only this tier: host, or gpu:UUID");
+  AddTierOptions(command, options->tier, "Only this tier: host, or gpu:0");
   command->add_flag("--force", options->force,
                     "Also when leased (goes at the last release), pinned or loading");
   OnRunWithDaemon(command, context, [&context, options](Connection& daemon) {

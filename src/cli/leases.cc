@@ -6,6 +6,7 @@
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/models.h"
+#include "cli/tiers.h"
 
 namespace trims::cli {
 namespace {
@@ -23,7 +24,8 @@ ExitCode RunLeases(const Context& context, Connection& daemon, const LeasesOptio
     if (!model.ok()) return Fail(model.status());
     request.set_model(*model);
   }
-  request.set_tier(options.tier);
+  const TierNames names = TierNames::Ask(daemon);
+  request.set_tier(names.Resolve(options.tier));
   v1::ListLeasesResponse response;
   if (Status status = daemon.ListLeases(request, &response); !status.ok()) return Fail(status);
   if (context.json) {
@@ -33,7 +35,7 @@ ExitCode RunLeases(const Context& context, Connection& daemon, const LeasesOptio
       Print(std::to_string(lease.lease_id()) + "\n");
     }
   } else {
-    Print(LeaseTable(response.leases(), options.list.no_truncate, ColumnsMax(options.list)));
+    Print(LeaseTable(response.leases(), names, options.list.no_truncate, ColumnsMax(options.list)));
   }
   return ExitCode::kOk;
 }
@@ -45,7 +47,7 @@ void AddLeasesCommand(CLI::App& app, Context& context) {
   auto options = std::make_shared<LeasesOptions>();
   command->add_option("MODEL", options->model,
                       "Only this model: name, or first digits of a digest");
-  command->add_option("--tier", options->tier, "Only this tier: host, or gpu:UUID");
+  AddTierOptions(command, options->tier, "Only this tier: host, or gpu:0");
   AddListOptions(command, options->list, "Lease ids only, one a line");
   OnRunWithDaemon(command, context, [&context, options](Connection& daemon) {
     return RunLeases(context, daemon, *options);

@@ -10,6 +10,7 @@
 #include "cli/models.h"
 #include "cli/progress.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
@@ -34,7 +35,9 @@ const std::map<std::string, v1::SharingGranularity>& Granularities() {
 }
 
 ExitCode LoadOne(const Context& context, Connection& daemon, const LoadOptions& options,
-                 const std::string& model, const v1::LoadRequest& request) {
+                 const TierNames& names, const v1::LoadRequest& request) {
+  const std::string& model = request.model();
+  const std::string tier = names.Text(options.tier);
   const auto started = std::chrono::steady_clock::now();
   ProgressBar bar(!options.quiet && !context.json);
   v1::LoadProgress last;
@@ -66,17 +69,19 @@ ExitCode LoadOne(const Context& context, Connection& daemon, const LoadOptions& 
       std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   const uint64_t bytes = last.model().weight_bytes();
   if (last.already_resident()) {
-    Print(Printable(model) + " is already in " + options.tier + " (" + FormatSize(bytes) + ")\n");
+    Print(Printable(model) + " is already in " + tier + " (" + FormatSize(bytes) + ")\n");
   } else {
     const double rate = seconds > 0 ? static_cast<double>(bytes) / seconds : 0;
-    Print(Printable(model) + " is in " + options.tier + ": " + FormatSize(bytes) + " in " +
+    Print(Printable(model) + " is in " + tier + ": " + FormatSize(bytes) + " in " +
           SecondsText(seconds) + " (" + FormatSize(static_cast<uint64_t>(rate)) + "/s)\n");
   }
   return ExitCode::kOk;
 }
 
-ExitCode RunLoad(const Context& context, Connection& daemon, const LoadOptions& options) {
+ExitCode RunLoad(const Context& context, Connection& daemon, LoadOptions options) {
   v1::LoadRequest request;
+  const TierNames names = TierNames::Ask(daemon);
+  options.tier = names.Resolve(options.tier);
   request.set_tier(options.tier);
   request.set_granularity(Granularities().at(options.granularity));
   if (!options.keep_alive.empty()) {
@@ -88,7 +93,7 @@ ExitCode RunLoad(const Context& context, Connection& daemon, const LoadOptions& 
   }
   return ForEachModel(daemon, options.models, [&](const std::string& model) {
     request.set_model(model);
-    return LoadOne(context, daemon, options, model, request);
+    return LoadOne(context, daemon, options, names, request);
   });
 }
 
@@ -101,7 +106,7 @@ void AddLoadCommand(CLI::App& app, Context& context) {
   auto options = std::make_shared<LoadOptions>();
   command->add_option("MODEL", options->models, "Names, or the first digits of digests")
       ->required();
-  command->add_option("--tier", options->tier, "host, or gpu:UUID")->capture_default_str();
+  AddTierOptions(command, options->tier, "Where to: host (default), or gpu:0");
   command
       ->add_option("--granularity", options->granularity,
                    "How tensors are cut into extents: auto, model, slab or layer")

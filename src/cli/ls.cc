@@ -7,16 +7,17 @@
 #include "cli/json.h"
 #include "cli/models.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
 namespace {
 
-std::string ResidentText(const v1::ModelView& model) {
+std::string ResidentText(const v1::ModelView& model, const TierNames& names, bool whole) {
   std::string text;
   for (const v1::ReplicaView& replica : model.replicas()) {
     if (!text.empty()) text += ",";
-    text += replica.tier();
+    text += names.Text(replica.tier(), whole);
     if (replica.state() != v1::REPLICA_STATE_READY) text += "(" + StateText(replica) + ")";
   }
   return text;
@@ -33,12 +34,13 @@ ExitCode RunLs(const Context& context, Connection& daemon, const ListOptions& op
     for (const v1::ModelView& model : response.models()) Print(Printable(ModelText(model)) + "\n");
     return ExitCode::kOk;
   }
+  const TierNames names = TierNames::Ask(daemon);
   Table table({"NAME", "DIGEST", ">SIZE", ">TENSORS", "RESIDENT", "SOURCE"});
   for (const v1::ModelView& model : response.models()) {
     table.AddRow({model.name(), DigestText(model.digest(), options.no_truncate),
                   model.weight_bytes() == 0 ? "" : FormatSize(model.weight_bytes()),
                   model.tensor_count() == 0 ? "" : std::to_string(model.tensor_count()),
-                  ResidentText(model), model.source()});
+                  ResidentText(model, names, options.no_truncate), model.source()});
   }
   Print(table.Render(ColumnsMax(options)));
   return ExitCode::kOk;

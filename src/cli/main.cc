@@ -48,6 +48,7 @@ void AddCommands(CLI::App& app, Context& context) {
   AddWatchCommand(app, context);
   AddStatusCommand(app, context);
   AddConfigCommand(app, context);
+  AddBenchCommand(app, context);
   AddDoctorCommand(app, context);
   AddCompletionCommand(app, context);
   AddVersionCommand(app, context);

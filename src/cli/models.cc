@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
@@ -38,15 +39,16 @@ ExitCode FailWithHolders(Connection& daemon, const Status& status, const std::st
       Fail(status,
            "wait for these, or give --force: who holds a lease keeps its memory until it "
            "ends, and nobody gets a new one");
-  const std::string table = LeaseTable(response.leases(), false, TerminalColumns(STDERR_FILENO));
+  const std::string table =
+      LeaseTable(response.leases(), TierNames::Ask(daemon), false, TerminalColumns(STDERR_FILENO));
   std::fwrite(table.data(), 1, table.size(), stderr);
   return code;
 }
 
-void PrintEvicted(const std::string& model,
+void PrintEvicted(const std::string& model, const TierNames& names,
                   const google::protobuf::RepeatedPtrField<v1::EvictedReplica>& replicas) {
   for (const v1::EvictedReplica& evicted : replicas) {
-    const std::string& tier = evicted.replica().tier();
+    const std::string tier = names.Text(evicted.replica().tier());
     if (evicted.draining()) {
       Print(Printable(model) + " drains from " + tier + ": " +
             std::to_string(evicted.replica().leases()) + " leases still hold " +
@@ -59,21 +61,22 @@ void PrintEvicted(const std::string& model,
 }
 
 std::string LeaseTable(const google::protobuf::RepeatedPtrField<v1::LeaseView>& leases,
-                       bool no_truncate, size_t columns_max) {
+                       const TierNames& names, bool no_truncate, size_t columns_max) {
   Table table({">LEASE", "MODEL", "DIGEST", "TIER", ">SIZE", "USER", ">PID", "COMMAND", "SINCE"});
   for (const v1::LeaseView& lease : leases) {
     table.AddRow({std::to_string(lease.lease_id()), lease.model(),
-                  DigestText(lease.digest(), no_truncate), lease.tier(), FormatSize(lease.bytes()),
-                  UserText(lease.uid()), lease.pid() == 0 ? "-" : std::to_string(lease.pid()),
-                  lease.command(), RelativeTime(lease.has_since(), lease.since())});
+                  DigestText(lease.digest(), no_truncate), names.Text(lease.tier(), no_truncate),
+                  FormatSize(lease.bytes()), UserText(lease.uid()),
+                  lease.pid() == 0 ? "-" : std::to_string(lease.pid()), lease.command(),
+                  RelativeTime(lease.has_since(), lease.since())});
   }
   return table.Render(columns_max);
 }
 
 void AddListOptions(CLI::App* command, ListOptions& options, const char* quiet_help) {
   command->add_flag("-q,--quiet", options.quiet, quiet_help);
-  command->add_flag("--no-truncate", options.no_truncate,
-                    "Whole digests, and lines longer than the terminal is wide");
+  command->add_flag("--no-truncate,--no-trunc", options.no_truncate,
+                    "Whole digests and tiers, and lines longer than the terminal is wide");
 }
 
 size_t ColumnsMax(const ListOptions& options) {

@@ -9,6 +9,7 @@
 
 #include "cli/command.h"
 #include "cli/connection.h"
+#include "cli/tiers.h"
 
 namespace trims::cli {
 
@@ -22,11 +23,11 @@ ExitCode FailWithHolders(Connection& daemon, const Status& status, const std::st
                          const std::string& tier);
 
 // "dropped from host, 528.0 MiB freed", one line per replica.
-void PrintEvicted(const std::string& model,
+void PrintEvicted(const std::string& model, const TierNames& names,
                   const google::protobuf::RepeatedPtrField<v1::EvictedReplica>& replicas);
 
 std::string LeaseTable(const google::protobuf::RepeatedPtrField<v1::LeaseView>& leases,
-                       bool no_truncate, size_t columns_max);
+                       const TierNames& names, bool no_truncate, size_t columns_max);
 
 // Options that several commands have.
 struct ListOptions {

@@ -7,6 +7,7 @@
 #include "cli/json.h"
 #include "cli/models.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 
 namespace trims::cli {
 namespace {
@@ -24,17 +25,18 @@ bool IsResident(const v1::ModelView& model, const std::string& tier) {
 }
 
 ExitCode RunPin(const Context& context, Connection& daemon, const PinOptions& options) {
+  const std::string tier = ResolveTier(daemon, options.tier);
   Json results = Json::array();
   const ExitCode code = ForEachModel(daemon, options.models, [&](const std::string& model) {
     v1::PinRequest request;
     request.set_model(model);
-    request.set_tier(options.tier);
+    request.set_tier(tier);
     v1::PinResponse response;
     if (Status status = daemon.Pin(request, &response); !status.ok()) return Fail(status);
     if (context.json) {
       results.push_back(ToJson(response.model()));
     } else {
-      const bool resident = IsResident(response.model(), options.tier);
+      const bool resident = IsResident(response.model(), tier);
       Print(Printable(model) + " is pinned in " + options.tier +
             (resident ? "\n" : " and not loaded yet; \"trims load\" loads it\n"));
     }
@@ -45,11 +47,12 @@ ExitCode RunPin(const Context& context, Connection& daemon, const PinOptions& op
 }
 
 ExitCode RunUnpin(const Context& context, Connection& daemon, const PinOptions& options) {
+  const std::string tier = ResolveTier(daemon, options.tier);
   Json results = Json::array();
   const ExitCode code = ForEachModel(daemon, options.models, [&](const std::string& model) {
     v1::UnpinRequest request;
     request.set_model(model);
-    request.set_tier(options.tier);
+    request.set_tier(tier);
     v1::UnpinResponse response;
     if (Status status = daemon.Unpin(request, &response); !status.ok()) return Fail(status);
     if (context.json) {
@@ -72,7 +75,7 @@ void AddPinCommand(CLI::App& app, Context& context) {
   options->tier = "host";
   command->add_option("MODEL", options->models, "Names, or the first digits of digests")
       ->required();
-  command->add_option("--tier", options->tier, "host, or gpu:UUID")->capture_default_str();
+  AddTierOptions(command, options->tier, "Where: host (default), or gpu:0");
   OnRunWithDaemon(command, context, [&context, options](Connection& daemon) {
     return RunPin(context, daemon, *options);
   });
@@ -83,7 +86,7 @@ void AddUnpinCommand(CLI::App& app, Context& context) {
   auto options = std::make_shared<PinOptions>();
   command->add_option("MODEL", options->models, "Names, or the first digits of digests")
       ->required();
-  command->add_option("--tier", options->tier, "Only in this tier; default: in all");
+  AddTierOptions(command, options->tier, "Only in this tier; default: in all");
   OnRunWithDaemon(command, context, [&context, options](Connection& daemon) {
     return RunUnpin(context, daemon, *options);
   });

@@ -36,7 +36,7 @@ ExitCode RunRm(const Context& context, Connection& daemon, const RmOptions& opti
           Printable(name) + " removed; its files stay" +
           (response.model().source().empty() ? "" : " at " + Printable(response.model().source())) +
           "\n");
-      PrintEvicted(name, response.replicas());
+      PrintEvicted(name, TierNames::Ask(daemon), response.replicas());
     }
   }
   if (context.json) PrintJson(results);

@@ -8,6 +8,7 @@
 #include "cli/json.h"
 #include "cli/models.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
@@ -66,6 +67,7 @@ ExitCode RunShow(const Context& context, Connection& daemon, const ShowOptions& 
     }
   }
   const size_t columns = ColumnsMax(options.list);
+  const TierNames names = TierNames::Ask(daemon);
   if (model.replicas().empty()) {
     Print("\nnot resident in any tier\n");
   } else {
@@ -73,7 +75,7 @@ ExitCode RunShow(const Context& context, Connection& daemon, const ShowOptions& 
                  "UNTIL"});
     for (const v1::ReplicaView& replica : model.replicas()) {
       table.AddRow(
-          {replica.tier(), StateText(replica),
+          {names.Text(replica.tier(), options.list.no_truncate), StateText(replica),
            EnumText(v1::SharingGranularity_Name(replica.granularity()), "SHARING_GRANULARITY_"),
            std::to_string(replica.extent_count()), FormatSize(replica.bytes()),
            std::to_string(replica.leases()), std::to_string(replica.opens()),
@@ -82,7 +84,7 @@ ExitCode RunShow(const Context& context, Connection& daemon, const ShowOptions& 
     Print("\n" + table.Render(columns));
   }
   if (!response.leases().empty()) {
-    Print("\n" + LeaseTable(response.leases(), options.list.no_truncate, columns));
+    Print("\n" + LeaseTable(response.leases(), names, options.list.no_truncate, columns));
   }
   if (options.tensors) {
     Table table({"TENSOR", "DTYPE", "SHAPE", ">SIZE", "DIGEST"});

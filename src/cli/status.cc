@@ -6,6 +6,7 @@
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
@@ -16,6 +17,32 @@ std::string Microseconds(const google::protobuf::Duration& duration) {
   std::snprintf(text, sizeof text, "%.1f us",
                 static_cast<double>(duration.seconds()) * 1e6 + duration.nanos() * 1e-3);
   return text;
+}
+
+// "from host 55.1 GB/s, from gpu:1 396.0 GB/s"
+std::string LinksText(const v1::DeviceView& device, const TierNames& names) {
+  std::string text;
+  for (const v1::LinkView& link : device.links()) {
+    if (!text.empty()) text += ", ";
+    text += "from " + (link.from() == "host" ? link.from() : names.Text("gpu:" + link.from()));
+    text += link.bytes_per_second() > 0 ? " " + RateText(link.bytes_per_second()) : " not measured";
+    if (link.from() != "host" && !link.direct()) text += " (through the host)";
+  }
+  return text;
+}
+
+std::string DeviceTable(const v1::GetStatusResponse& response, const TierNames& names) {
+  Table table({"DEVICE", "NAME", "UUID", "STATE", ">FREE", ">TOTAL", "LOAD BUFFERS", "LINKS"});
+  for (const v1::DeviceView& device : response.devices()) {
+    table.AddRow(
+        {names.Text("gpu:" + device.uuid()), device.name(), device.uuid(), device.state(),
+         device.ready() ? FormatSize(device.free_bytes()) : "", FormatSize(device.total_bytes()),
+         device.pinned_pool_bytes_max() == 0 ? ""
+                                             : FormatSize(device.pinned_pool_bytes()) + " of " +
+                                                   FormatSize(device.pinned_pool_bytes_max()),
+         LinksText(device, names)});
+  }
+  return table.Render();
 }
 
 ExitCode RunStatus(const Context& context, Connection& daemon) {
@@ -44,6 +71,7 @@ ExitCode RunStatus(const Context& context, Connection& daemon) {
   line("base", response.base_dir());
   line("policy", response.eviction_policy());
   line("gpu", response.gpu());
+  if (!response.cuda_driver().empty()) line("cuda driver", response.cuda_driver());
   line("sessions", std::to_string(response.sessions()));
   line("leases", std::to_string(response.leases()));
   line("models", std::to_string(response.models()) + " resident, " +
@@ -51,21 +79,30 @@ ExitCode RunStatus(const Context& context, Connection& daemon) {
   line("opens", std::to_string(response.opens()) + ", of these " +
                     std::to_string(response.opens_hit()) + " without a load; " +
                     std::to_string(response.opens_failed()) + " failed");
+  line("verified", std::to_string(response.verifications()) + " replicas, of these " +
+                       std::to_string(response.quarantines()) + " had wrong bytes");
+  if (!response.devices().empty()) {
+    line("host pinned", FormatSize(response.host_pinned_bytes()) + ", for copies to devices");
+  }
   if (response.has_rho()) {
     line("rho", "read " +
                     FormatSize(static_cast<uint64_t>(response.rho().read_bytes_per_second())) +
                     "/s, export " + Microseconds(response.rho().export_cost()) + ", open " +
                     Microseconds(response.rho().open_cost()));
   }
-  Table table(
-      {"TIER", ">BUDGET", ">USED", ">LEASED", ">PINNED", ">EVICTABLE", ">REPLICAS", ">EVICTIONS"});
+  const TierNames names(response);
+  Table table({"TIER", ">BUDGET", ">USED", ">LEASED", ">PINNED", ">EVICTABLE", ">BY CLIENTS",
+               ">REPLICAS", ">EVICTIONS", "HEALTH"});
   for (const v1::TierView& tier : response.tiers()) {
-    table.AddRow({tier.name(), FormatSize(tier.budget_bytes()), FormatSize(tier.used_bytes()),
-                  FormatSize(tier.leased_bytes()), FormatSize(tier.pinned_bytes()),
-                  FormatSize(tier.evictable_bytes()), std::to_string(tier.replicas()),
-                  std::to_string(tier.evictions())});
+    table.AddRow({names.Text(tier.name()), FormatSize(tier.budget_bytes()),
+                  FormatSize(tier.used_bytes()), FormatSize(tier.leased_bytes()),
+                  FormatSize(tier.pinned_bytes()), FormatSize(tier.evictable_bytes()),
+                  FormatSize(tier.client_pinned_bytes()), std::to_string(tier.replicas()),
+                  std::to_string(tier.evictions()),
+                  tier.health().empty() ? "good" : "NOT SERVING: " + tier.health()});
   }
   Print("\n" + table.Render());
+  if (!response.devices().empty()) Print("\n" + DeviceTable(response, names));
   return ExitCode::kOk;
 }
 

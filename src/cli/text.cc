@@ -192,6 +192,12 @@ std::string StateText(const v1::ReplicaView& replica) {
   return EnumText(v1::ReplicaState_Name(replica.state()), "REPLICA_STATE_");
 }
 
+std::string RateText(double bytes_per_second) {
+  char text[48];
+  std::snprintf(text, sizeof text, "%.1f GB/s", bytes_per_second * 1e-9);
+  return text;
+}
+
 std::string SecondsText(double seconds) {
   char text[48];
   if (seconds < 0.1) {

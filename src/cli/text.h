@@ -57,6 +57,8 @@ std::string UntilText(const v1::ReplicaView& replica);
 // An enumerator without its prefix: "REPLICA_STATE_READY" is "ready".
 std::string EnumText(std::string_view enumerator, std::string_view prefix);
 std::string StateText(const v1::ReplicaView& replica);
+// "55.1 GB/s": rates are decimal, as those of links and disks are.
+std::string RateText(double bytes_per_second);
 // 0.9 s, 12 ms
 std::string SecondsText(double seconds);
 

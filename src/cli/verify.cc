@@ -7,6 +7,7 @@
 #include "cli/json.h"
 #include "cli/progress.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
@@ -25,7 +26,8 @@ ExitCode RunVerify(const Context& context, Connection& daemon, const VerifyOptio
     if (!model.ok()) return Fail(model.status());
     request.set_model(*model);
   }
-  request.set_tier(options.tier);
+  const TierNames names = TierNames::Ask(daemon);
+  request.set_tier(names.Resolve(options.tier));
 
   int checked = 0;
   int damaged = 0;
@@ -43,9 +45,9 @@ ExitCode RunVerify(const Context& context, Connection& daemon, const VerifyOptio
     if (options.quiet && verdict.intact()) return;
     const double seconds =
         static_cast<double>(verdict.took().seconds()) + verdict.took().nanos() * 1e-9;
-    table.AddRow({verdict.model(), DigestText(verdict.digest(), false), verdict.replica().tier(),
-                  FormatSize(verdict.replica().bytes()), verdict.intact() ? "intact" : "DAMAGED",
-                  SecondsText(seconds), verdict.detail()});
+    table.AddRow({verdict.model(), DigestText(verdict.digest(), false),
+                  names.Text(verdict.replica().tier()), FormatSize(verdict.replica().bytes()),
+                  verdict.intact() ? "intact" : "DAMAGED", SecondsText(seconds), verdict.detail()});
   });
   bar.Clear();
   if (!context.json) {
@@ -57,10 +59,12 @@ ExitCode RunVerify(const Context& context, Connection& daemon, const VerifyOptio
   }
   if (!status.ok()) return Fail(status);
   if (damaged > 0) {
-    return Fail(DataLossError(std::to_string(damaged) + " of " + std::to_string(checked) +
-                              " replicas do not hold the bytes that were loaded"),
-                "they are quarantined: evict them with \"trims evict\", load them again, and look "
-                "for faulty memory (dmesg, EDAC)");
+    return Fail(
+        DataLossError(std::to_string(damaged) + " of " + std::to_string(checked) +
+                      " replicas do not hold the bytes that were loaded"),
+        "they are quarantined: evict them with \"trims evict\", load them again, and look "
+        "for faulty memory (dmesg, EDAC, nvidia-smi -q -d ECC), or on a GPU for a client that "
+        "wrote to them");
   }
   return ExitCode::kOk;
 }
@@ -73,7 +77,7 @@ void AddVerifyCommand(CLI::App& app, Context& context) {
   auto options = std::make_shared<VerifyOptions>();
   command->add_option("MODEL", options->model,
                       "Name, or the first digits of a digest; default: all");
-  command->add_option("--tier", options->tier, "Only this tier: host, or gpu:UUID");
+  AddTierOptions(command, options->tier, "Only this tier: host, or gpu:0");
   command->add_flag("-q,--quiet", options->quiet, "Only what is damaged");
   OnRunWithDaemon(command, context, [&context, options](Connection& daemon) {
     return RunVerify(context, daemon, *options);

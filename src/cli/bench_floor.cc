@@ -1,0 +1,215 @@
+#include "cli/bench_floor.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <latch>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/limits.h"
+
+namespace trims::cli {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr uint64_t kBlockBytes = 8 * kMiB;
+constexpr uint64_t kIndexBytes = 64 * kKiB;
+constexpr unsigned kReadThreadsMax = 16;
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
+
+double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+Result<UniqueFd> SealedMemory(uint64_t bytes) {
+  UniqueFd memory(::memfd_create("trims-bench", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory.valid()) return ErrnoStatus(errno, "memfd_create");
+  if (::ftruncate(memory.get(), static_cast<off_t>(bytes)) != 0 ||
+      ::fcntl(memory.get(), F_ADD_SEALS,
+              F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    return ErrnoStatus(errno, "sealing memory for the floor");
+  }
+  return memory;
+}
+
+// `body(i)` on `threads` threads at once; seconds from the first one's start to the last one's
+// end, so that starting threads is no part of it.
+double InParallel(unsigned threads, const std::function<void(unsigned)>& body) {
+  struct Times {
+    steady_clock::time_point begin;
+    steady_clock::time_point end;
+  };
+  std::vector<Times> times(threads);
+  std::latch start(static_cast<std::ptrdiff_t>(threads));
+  std::vector<std::thread> crew;
+  for (unsigned i = 0; i < threads; ++i) {
+    crew.emplace_back([&, i] {
+      start.arrive_and_wait();
+      times[i].begin = steady_clock::now();
+      body(i);
+      times[i].end = steady_clock::now();
+    });
+  }
+  for (std::thread& one : crew) one.join();
+  Times all = times[0];
+  for (const Times& one : times) {
+    all.begin = std::min(all.begin, one.begin);
+    all.end = std::max(all.end, one.end);
+  }
+  return Seconds(all.begin, all.end);
+}
+
+// Of a file's pages.
+Result<double> CachedShare(int fd, uint64_t bytes) {
+  uint64_t cached = 0;
+  std::vector<unsigned char> pages(kGiB / kHostPageBytes);
+  for (uint64_t at = 0; at < bytes; at += kGiB) {
+    const uint64_t part = std::min(kGiB, bytes - at);
+    void* mapped = ::mmap(nullptr, part, PROT_READ, MAP_SHARED, fd, static_cast<off_t>(at));
+    if (mapped == MAP_FAILED) return ErrnoStatus(errno, "mapping the weights file");
+    const int asked = ::mincore(mapped, part, pages.data());
+    const int failure = errno;
+    ::munmap(mapped, part);
+    if (asked != 0) return ErrnoStatus(failure, "mincore of the weights file");
+    const uint64_t count = (part + kHostPageBytes - 1) / kHostPageBytes;
+    for (uint64_t i = 0; i < count; ++i) cached += pages[i] & 1;
+  }
+  return static_cast<double>(cached * kHostPageBytes) / static_cast<double>(bytes);
+}
+
+}  // namespace
+
+Result<HostMappingFloor> HostMappingFloor::Make(uint64_t bytes) {
+  ASSIGN_OR_RETURN(UniqueFd weights, SealedMemory(bytes));
+  ASSIGN_OR_RETURN(UniqueFd index, SealedMemory(kIndexBytes));
+  return HostMappingFloor(std::move(weights), std::move(index), bytes);
+}
+
+Result<OpenTimes> HostMappingFloor::Measure() const {
+  const steady_clock::time_point begin = steady_clock::now();
+  void* weights = ::mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, weights_.get(), 0);
+  void* index = ::mmap(nullptr, kIndexBytes, PROT_READ, MAP_SHARED, index_.get(), 0);
+  if (weights == MAP_FAILED || index == MAP_FAILED) return ErrnoStatus(errno, "mapping memory");
+  static_cast<void>(*static_cast<volatile const char*>(index));
+  const steady_clock::time_point opened = steady_clock::now();
+  ::munmap(index, kIndexBytes);
+  ::munmap(weights, bytes_);
+  return OpenTimes{.open = Seconds(begin, opened), .close = Seconds(opened, steady_clock::now())};
+}
+
+Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned threads,
+                           const Interrupts& interrupts) {
+  const int flags = O_RDONLY | O_CLOEXEC | (kind == ReadKind::kDirect ? O_DIRECT : 0);
+  struct Reader {
+    UniqueFd fd;
+    std::unique_ptr<void, decltype(&std::free)> block{nullptr, std::free};
+  };
+  std::vector<Reader> readers(threads);
+  for (Reader& reader : readers) {
+    reader.fd = UniqueFd(::open(path.c_str(), flags));
+    if (!reader.fd.valid() && kind == ReadKind::kDirect && errno == EINVAL) {
+      return UnimplementedError(path +
+                                " can not be read past the page cache: give a --dir on a disk");
+    }
+    if (!reader.fd.valid()) return ErrnoStatus(errno, "opening " + path);
+    reader.block.reset(std::aligned_alloc(kHostPageBytes, kBlockBytes));
+    std::memset(reader.block.get(), 0, kBlockBytes);  // Page faults are no part of reading.
+  }
+  struct stat found {};
+  if (::fstat(readers[0].fd.get(), &found) != 0) return ErrnoStatus(errno, "stat of " + path);
+  const auto bytes = static_cast<uint64_t>(found.st_size);
+  std::atomic<uint64_t> next{0};
+  std::mutex mu;
+  Status status;
+  const double seconds = InParallel(threads, [&](unsigned i) {
+    while (true) {
+      const uint64_t at = next.fetch_add(kBlockBytes);
+      if (at >= bytes) return;
+      Status failed = interrupts.Check();
+      uint64_t done = 0;
+      while (failed.ok() && done < std::min(kBlockBytes, bytes - at)) {
+        const ssize_t got =
+            ::pread(readers[i].fd.get(), static_cast<char*>(readers[i].block.get()) + done,
+                    kBlockBytes - done, static_cast<off_t>(at + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) {
+          failed = got == 0 ? AbortedError(path + " became shorter while it was read")
+                            : ErrnoStatus(errno, "reading " + path);
+        } else {
+          done += static_cast<uint64_t>(got);
+        }
+      }
+      if (failed.ok()) continue;
+      const std::lock_guard lock(mu);
+      status = failed;
+      next = bytes;
+    }
+  });
+  RETURN_IF_ERROR(status);
+  return seconds;
+}
+
+Status DropFromPageCache(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat found {};
+  if (!fd.valid() || ::fstat(fd.get(), &found) != 0) return ErrnoStatus(errno, "opening " + path);
+  if (const int failed = ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED); failed != 0) {
+    return ErrnoStatus(failed, "dropping " + path + " from the page cache");
+  }
+  ASSIGN_OR_RETURN(const double share, CachedShare(fd.get(), static_cast<uint64_t>(found.st_size)));
+  if (share > 0.02) {
+    return FailedPreconditionError(
+        path + " stays in memory: " + std::to_string(static_cast<int>(share * 100)) +
+        " % of it is still in the page cache. Give a --dir on a disk, not on tmpfs");
+  }
+  return OkStatus();
+}
+
+void MemcpyFloor::Unmap::operator()(std::byte* data) const { ::munmap(data, bytes); }
+
+Result<MemcpyFloor::Buffer> MemcpyFloor::Allocate(uint64_t bytes) {
+  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (data == MAP_FAILED) return ErrnoStatus(errno, "allocating memory to copy");
+  return Buffer(static_cast<std::byte*>(data), Unmap{bytes});
+}
+
+Result<MemcpyFloor> MemcpyFloor::Make(uint64_t bytes) {
+  ASSIGN_OR_RETURN(Buffer from, Allocate(bytes));
+  ASSIGN_OR_RETURN(Buffer to, Allocate(bytes));
+  // Never written memory may be one page of zeros, many times.
+  std::memset(from.get(), 1, bytes);
+  std::memset(to.get(), 2, bytes);
+  return MemcpyFloor(std::move(from), std::move(to));
+}
+
+double MemcpyFloor::Measure(unsigned threads) const {
+  const size_t bytes = from_.get_deleter().bytes;
+  const size_t part = (bytes + threads - 1) / threads;
+  return InParallel(threads, [&](unsigned i) {
+    const size_t begin = std::min(bytes, i * part);
+    std::memcpy(to_.get() + begin, from_.get() + begin, std::min(part, bytes - begin));
+  });
+}
+
+unsigned ReadThreads() {
+  return std::clamp(std::thread::hardware_concurrency(), 1U, kReadThreadsMax);
+}
+
+}  // namespace trims::cli
