@@ -50,7 +50,7 @@ struct LoadFigures {
 // What --from says. A peer is a tier as it was typed until FindPeer.
 Result<LoadSource> ParseFrom(const BenchOptions& options) {
   const std::string& from = options.from;
-  if (from == "page-cache") return LoadSource{From::kPageCache, {}, "page cache"};
+  if (from == "page-cache") return LoadSource{From::kPageCache, {}, "the page cache"};
   if (from == "disk") return LoadSource{From::kDisk, {}, "disk"};
   if (from != "host" && from != "peer" && !from.starts_with("peer:")) {
     return InvalidArgumentError("--from " + from +
@@ -60,7 +60,7 @@ Result<LoadSource> ParseFrom(const BenchOptions& options) {
     return InvalidArgumentError("--from " + from +
                                 " is for loads to a device: give --device gpu:0");
   }
-  if (from == "host") return LoadSource{From::kHost, {}, "host tier"};
+  if (from == "host") return LoadSource{From::kHost, {}, "the host tier"};
   constexpr size_t kPrefix = std::string_view("peer:").size();
   if (from.size() <= kPrefix) {
     return InvalidArgumentError("--from peer: of which device? For example --from peer:gpu:1");
@@ -251,7 +251,7 @@ Json FiguresJson(const LoadFigures& figures, const BenchRig& rig, const std::str
 
 void PrintFigures(const std::vector<LoadFigures>& all, const BenchRig& rig,
                   const LoadSource& source) {
-  Print("Loads to " + rig.place().text + " from " + source.text + " (" + rig.MachineText() +
+  Print("Loads to " + rig.place().Title() + " from " + source.text + " (" + rig.MachineText() +
         ")\n\n");
   Table table({">SIZE", ">TENSORS", "WHAT", ">MEDIAN", ">BEST", ">RATE", ">LOAD IS"});
   for (const LoadFigures& figures : all) {

@@ -138,7 +138,7 @@ Json FiguresJson(const OpenFigures& figures, const BenchRig& rig) {
 }
 
 void PrintFigures(const std::vector<OpenFigures>& all, const BenchRig& rig) {
-  Print("Opens of a resident model on " + rig.place().text + ", from the call to pointers (" +
+  Print("Opens of a resident model on " + rig.place().Title() + ", from the call to pointers (" +
         rig.MachineText() + ")\n\n");
   Table table({">SIZE", ">TENSORS", "CALL", ">MEDIAN", ">P90", ">P99", ">MIN", ">FLOOR", ">RATIO"});
   for (const OpenFigures& figures : all) {

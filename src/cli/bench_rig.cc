@@ -1,5 +1,6 @@
 #include "cli/bench_rig.h"
 
+#include <poll.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@ namespace {
 constexpr std::chrono::milliseconds kPoll(10);
 constexpr int kCalmPolls = 5;
 constexpr std::chrono::minutes kCalmDeadline(5);
+constexpr std::chrono::seconds kCleanUpDeadline(5);
 
 // The C ABI's codes are ours by number.
 Status TakeError(trims_status code, trims_error* error) {
@@ -195,8 +197,25 @@ Status BenchRig::Settle() {
 }
 
 Status BenchRig::KeepOnly(const std::string& model, const std::vector<std::string>& keep) {
+  return KeepOnlyUntil(std::chrono::steady_clock::now() + kCalmDeadline, model, keep,
+                       [this] { return interrupts_.Wait(kPoll); });
+}
+
+void BenchRig::DropAll(const std::string& model) {
+  // Whoever interrupts a benchmark still wants it to clean up; the daemon may be gone, which is
+  // no reason to fail twice.
+  const Status ignored =
+      KeepOnlyUntil(std::chrono::steady_clock::now() + kCleanUpDeadline, model, {}, [] {
+        ::poll(nullptr, 0, static_cast<int>(kPoll.count()));
+        return OkStatus();
+      });
+  static_cast<void>(ignored.ok());
+}
+
+Status BenchRig::KeepOnlyUntil(std::chrono::steady_clock::time_point deadline,
+                               const std::string& model, const std::vector<std::string>& keep,
+                               const std::function<Status()>& wait) {
   RETURN_IF_ERROR(Settle());
-  const auto deadline = std::chrono::steady_clock::now() + kCalmDeadline;
   // Calm for a while: the daemon begins a copy in the host tier only after a load has ended.
   for (int calm = 0; calm < kCalmPolls; ++calm) {
     if (std::chrono::steady_clock::now() > deadline) {
@@ -221,7 +240,7 @@ Status BenchRig::KeepOnly(const std::string& model, const std::vector<std::strin
     v1::GetStatusResponse now;
     RETURN_IF_ERROR(daemon_.GetStatus(v1::GetStatusRequest(), &now));
     if (now.loads_running() > 0) calm = -1;
-    RETURN_IF_ERROR(interrupts_.Wait(kPoll));
+    RETURN_IF_ERROR(wait());
   }
   return OkStatus();
 }
@@ -289,8 +308,7 @@ Result<std::unique_ptr<BenchModel>> BenchModel::Make(BenchRig& rig, const BenchM
 
 BenchModel::~BenchModel() {
   if (!added_) return;
-  // The daemon may be gone, which is no reason to fail twice.
-  static_cast<void>(rig_.Settle().ok());
+  rig_.DropAll(name_);
   v1::RemoveRequest request;
   request.set_name(name_);
   request.set_force(true);

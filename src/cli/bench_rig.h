@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,6 +45,8 @@ struct BenchPlace {
   std::string tier = "host";  // The daemon's name.
   std::string uuid;           // Of the device, else empty.
   std::string text = "host";  // For people: "gpu:0".
+
+  std::string Title() const { return uuid.empty() ? "the host tier" : text; }
 };
 
 class BenchRig final {
@@ -76,6 +79,8 @@ class BenchRig final {
   // Drops the model's replicas but those in the tiers `keep`, also such as the daemon makes
   // by itself after a load, and waits until it has nothing more to do.
   Status KeepOnly(const std::string& model, const std::vector<std::string>& keep);
+  // The same for all tiers, at the end: not to be interrupted, and takes seconds at most.
+  void DropAll(const std::string& model);
 
   // The driver clears memory that was given back, 2.4 ms for each GiB measured on an H200,
   // and copies of that time are slower: they would measure something else.
@@ -88,6 +93,8 @@ class BenchRig final {
  private:
   BenchRig(Connection daemon, v1::GetStatusResponse status, bool json);
   trims_open_options OpenOptions(const BenchPlace& place) const;
+  Status KeepOnlyUntil(std::chrono::steady_clock::time_point deadline, const std::string& model,
+                       const std::vector<std::string>& keep, const std::function<Status()>& wait);
 
   Connection daemon_;
   v1::GetStatusResponse status_;

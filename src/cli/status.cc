@@ -91,7 +91,7 @@ ExitCode RunStatus(const Context& context, Connection& daemon) {
                     Microseconds(response.rho().open_cost()));
   }
   const TierNames names(response);
-  Table table({"TIER", ">BUDGET", ">USED", ">LEASED", ">PINNED", ">EVICTABLE", ">BY CLIENTS",
+  Table table({"TIER", ">BUDGET", ">USED", ">LEASED", ">PINNED", ">EVICTABLE", ">KEPT BY CLIENTS",
                ">REPLICAS", ">EVICTIONS", "HEALTH"});
   for (const v1::TierView& tier : response.tiers()) {
     table.AddRow({names.Text(tier.name()), FormatSize(tier.budget_bytes()),
