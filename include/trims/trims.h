@@ -184,7 +184,9 @@ TRIMS_API trims_status trims_client_service(trims_client* client, trims_error** 
 typedef int32_t trims_tier;
 enum {
   TRIMS_TIER_HOST = 0,  /* Memory of the machine. */
-  TRIMS_TIER_DEVICE = 1 /* Memory of the GPU that device_uuid names. */
+  /* Memory of a GPU. The library then loads the CUDA driver, libcuda.so.1, and starts it if the
+   * process has not; it makes no context and leaves the current one alone. */
+  TRIMS_TIER_DEVICE = 1
 };
 
 /* How a model is cut into extents, the units that are shared. */
@@ -245,9 +247,12 @@ typedef struct trims_open_options {
  * "@sha256:" and 64 hexadecimal digits. Blocks until the model is resident, which
  * takes microseconds when it is already; several threads may wait with one client.
  * `options` may be NULL. Ended by trims_lease_close.
- * TRIMS_NOT_FOUND: no such model. TRIMS_RESOURCE_EXHAUSTED: no room; the error
- * says how much is missing. TRIMS_DEADLINE_EXCEEDED and TRIMS_CANCELLED: as asked.
- * @since 0.1 */
+ * TRIMS_NOT_FOUND: no such model, or no such device in this process.
+ * TRIMS_RESOURCE_EXHAUSTED: no room; the error says how much is missing.
+ * TRIMS_DEADLINE_EXCEEDED and TRIMS_CANCELLED: as asked. On a device also
+ * TRIMS_UNAVAILABLE: no driver that works here, or the device is lost;
+ * TRIMS_FAILED_PRECONDITION: the daemon does not serve this device;
+ * TRIMS_UNIMPLEMENTED: a libtrims without GPU support. @since 0.1 */
 TRIMS_API trims_status trims_lease_open(trims_client* client, const char* name,
                                         const trims_open_options* options, trims_lease** lease,
                                         trims_error** error);
@@ -265,8 +270,9 @@ TRIMS_API trims_status trims_lease_open_file(trims_client* client, int fd, const
  * the model's next users. @since 0.1 */
 TRIMS_API void trims_lease_set_peak_internal_bytes(trims_lease* lease, uint64_t bytes);
 
-/* Unmaps the weights, after which every pointer got from the lease is invalid,
- * and tells the daemon, for whose answer it does not wait: a later open of this
+/* Unmaps the weights, after which every pointer got from the lease is invalid: on a
+ * device, finish the work that uses them first, since nothing here waits for it. Then
+ * tells the daemon, for whose answer it does not wait: a later open of this
  * client is ordered after it, and a process that exits at once loses nothing,
  * because the end of a connection ends its leases. Blocks, for seconds at most,
  * only when the daemon reads and answers nothing. NULL is ignored. @since 0.1 */
@@ -297,6 +303,10 @@ TRIMS_API uint64_t trims_lease_id(const trims_lease* lease);
 
 /* --- Extents -------------------------------------------------------------- */
 
+/* With TRIMS_TIER_DEVICE, here and in trims_tensor, `data` is an address of the device
+ * (a CUdeviceptr), valid in every context of this process there: for kernels and copies, not
+ * for the processor. It can be read by that device only, and a kernel that writes it
+ * fails with an illegal address, in its own context. */
 typedef struct trims_extent {
   const void* data; /* Mapped read-only; page-aligned. */
   uint64_t size_bytes;

@@ -96,6 +96,8 @@ class Tensor final {
     if (trims_dtype_bits(tensor_.dtype) != 8 * sizeof(T)) return {};
     return {static_cast<const T*>(tensor_.data), tensor_.size_bytes / sizeof(T)};
   }
+  // Of a lease on a device, where bytes() and As() must not be followed: its CUdeviceptr.
+  uint64_t device_pointer() const { return reinterpret_cast<uintptr_t>(tensor_.data); }
   const trims_tensor& c_tensor() const { return tensor_; }
 
  private:
@@ -113,6 +115,8 @@ class Lease final {
   std::string_view digest_text() const { return trims_lease_digest_text(get()); }
   uint64_t generation() const { return trims_lease_generation(get()); }
   trims_tier tier() const { return trims_lease_tier(get()); }
+  std::string_view device_uuid() const { return trims_lease_device_uuid(get()); }
+  int32_t device_ordinal() const { return trims_lease_device_ordinal(get()); }  // -1: host.
   trims_granularity granularity() const { return trims_lease_granularity(get()); }
   uint64_t total_bytes() const { return trims_lease_total_bytes(get()); }
   std::string_view model_dir() const { return trims_lease_model_dir(get()); }

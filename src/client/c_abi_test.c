@@ -11,6 +11,7 @@ _Static_assert(sizeof(void*) != 8 || sizeof(trims_connect_options) >= 40, "layou
 _Static_assert(sizeof(void*) != 8 || offsetof(trims_connect_options, daemon_uid) == 32, "layout");
 _Static_assert(sizeof(void*) != 8 || sizeof(trims_open_options) >= 72, "layout");
 _Static_assert(sizeof(void*) != 8 || offsetof(trims_open_options, progress_user) == 64, "layout");
+_Static_assert(sizeof(void*) != 8 || offsetof(trims_open_options, device_ordinal) == 72, "layout");
 _Static_assert(sizeof(void*) != 8 || sizeof(trims_tensor) == 56, "layout");
 _Static_assert(sizeof(void*) != 8 || offsetof(trims_tensor, name_size) == 52, "layout");
 _Static_assert(sizeof(trims_extent) == 16, "layout");

@@ -643,13 +643,14 @@ void Client::SendUnsent(Lock& lock) {
               1, MillisecondsUp(std::max(*pending->deadline - Now(), Duration::zero())));
         }
         const auto label = builder.CreateString(what.name);
-        const auto uuid = what.device_uuid.empty() ? 0 : builder.CreateString(what.device_uuid);
+        const auto uuid = what.device ? builder.CreateString(what.device->uuid) : 0;
+        const auto tier = what.device ? v1::TierKind::Device : v1::TierKind::Host;
         const auto digest = what.expected_digest
                                 ? builder.CreateVector(what.expected_digest->bytes.data(),
                                                        what.expected_digest->bytes.size())
                                 : 0;
         const auto open = v1::CreateOpen(
-            builder, is_file ? flatbuffers::Offset<flatbuffers::String>(0) : label, what.tier, uuid,
+            builder, is_file ? flatbuffers::Offset<flatbuffers::String>(0) : label, tier, uuid,
             what.granularity, digest, deadline_ms, what.progress != nullptr, what.keep_alive_ms);
         if (is_file) {
           builder.Finish(v1::CreateOpenFile(builder, label, open));

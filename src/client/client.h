@@ -63,10 +63,9 @@ struct Holding {
 };
 
 struct OpenRequest {
-  std::string name;  // Or the label of the file.
-  int fd = -1;       // Not -1: OpenFile. Borrowed for the call.
-  v1::TierKind tier = v1::TierKind::Host;
-  std::string device_uuid;
+  std::string name;                    // Or the label of the file.
+  int fd = -1;                         // Not -1: OpenFile. Borrowed for the call.
+  std::optional<TargetDevice> device;  // Nothing: the host tier.
   v1::Granularity granularity = v1::Granularity::Model;
   std::optional<Digest> expected_digest;
   std::optional<Duration> deadline;

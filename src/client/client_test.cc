@@ -244,16 +244,14 @@ TEST_F(ClientTest, OptionsReachTheDaemon) {
   options.granularity = TRIMS_GRANULARITY_AUTO;
   options.keep_alive_ms = TRIMS_KEEP_ALIVE_NONE;
   options.deadline_ms = 60'000;
-  options.tier = TRIMS_TIER_DEVICE;
-  options.device_uuid = "GPU-1234";
   trims_lease_close(Open("m", &options));
   const FakeDaemon::Log log = daemon_.log();
   EXPECT_EQ(log.last_granularity, v1::Granularity::Auto);
   EXPECT_EQ(log.last_keep_alive_ms, 0);
   EXPECT_GT(log.last_deadline_ms, 0u);
   EXPECT_LE(log.last_deadline_ms, 60'000u);
-  EXPECT_EQ(log.last_tier, v1::TierKind::Device);
-  EXPECT_EQ(log.last_device_uuid, "GPU-1234");
+  EXPECT_EQ(log.last_tier, v1::TierKind::Host);
+  EXPECT_EQ(log.last_device_uuid, "");
 
   options = TRIMS_OPEN_OPTIONS_INIT;
   options.keep_alive_ms = TRIMS_KEEP_ALIVE_FOREVER;

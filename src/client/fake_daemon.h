@@ -79,6 +79,7 @@ struct FakeModel {
   v1::Granularity granularity = v1::Granularity::Model;
   bool loaded = false;
   std::string model_dir;
+  std::string device_uuid;  // Where the extents lie; empty: on the host.
 };
 
 inline std::string BuildFakeIndex(const std::vector<FakeTensor>& tensors,
@@ -251,8 +252,9 @@ class FakeDaemon final {
     flatbuffers::FlatBufferBuilder builder;
     const std::vector<uint8_t> digest(model.digest.bytes.begin(), model.digest.bytes.end());
     builder.Finish(v1::CreateOpenedDirect(
-        builder, ++last_lease_id_, &digest, model.generation, v1::TierKind::Host, nullptr,
-        model.granularity,
+        builder, ++last_lease_id_, &digest, model.generation,
+        model.device_uuid.empty() ? v1::TierKind::Host : v1::TierKind::Device,
+        model.device_uuid.empty() ? nullptr : model.device_uuid.c_str(), model.granularity,
         std::accumulate(model.extent_bytes.begin(), model.extent_bytes.end(), uint64_t{0}),
         model.tensor_count, model.index_bytes, &model.extent_bytes, model.loaded,
         model.model_dir.empty() ? nullptr : model.model_dir.c_str()));

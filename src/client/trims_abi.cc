@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -50,6 +51,7 @@ struct trims_lease {
   std::shared_ptr<trims::client::Holding> holding;
   Weights weights;
   std::string digest_text;
+  int device_ordinal = -1;
   std::atomic<uint64_t> peak_internal_bytes{0};
 };
 
@@ -122,13 +124,19 @@ Status TakeOptions(const Options* options, size_t first_size, Options* out) {
 
 Status TakeOpenOptions(const trims_open_options* given, OpenRequest* request) {
   trims_open_options options = TRIMS_OPEN_OPTIONS_INIT;
-  RETURN_IF_ERROR(TakeOptions(given, sizeof(trims_open_options), &options));
+  RETURN_IF_ERROR(TakeOptions(given, offsetof(trims_open_options, device_ordinal), &options));
+  const std::string device_uuid = options.device_uuid == nullptr ? "" : options.device_uuid;
   switch (options.tier) {
     case TRIMS_TIER_HOST:
-      request->tier = trims::v1::TierKind::Host;
+      if (!device_uuid.empty() || options.device_ordinal != 0) {
+        return InvalidArgumentError(
+            "device_uuid or device_ordinal is set, but the tier is TRIMS_TIER_HOST");
+      }
       break;
     case TRIMS_TIER_DEVICE:
-      request->tier = trims::v1::TierKind::Device;
+      if (!device_uuid.empty() && options.device_ordinal != 0) {
+        return InvalidArgumentError("both device_uuid and device_ordinal are set; set one");
+      }
       break;
     default:
       return InvalidArgumentError("tier " + std::to_string(options.tier) + " is no TRIMS_TIER_*");
@@ -151,10 +159,7 @@ Status TakeOpenOptions(const trims_open_options* given, OpenRequest* request) {
       return InvalidArgumentError("granularity " + std::to_string(options.granularity) +
                                   " is no TRIMS_GRANULARITY_*");
   }
-  if (options.device_uuid != nullptr) request->device_uuid = options.device_uuid;
-  if (!request->device_uuid.empty() && options.tier == TRIMS_TIER_HOST) {
-    return InvalidArgumentError("device_uuid is set, but the tier is TRIMS_TIER_HOST");
-  }
+  if (options.reserved != 0) return InvalidArgumentError("reserved is not 0");
   if (options.expected_digest != nullptr) {
     ASSIGN_OR_RETURN(request->expected_digest, Digest::FromBytes(options.expected_digest, 32));
   }
@@ -183,6 +188,12 @@ Status TakeOpenOptions(const trims_open_options* given, OpenRequest* request) {
   }
   request->progress = options.progress;
   request->progress_user = options.progress_user;
+  // Last, because it may load the driver; and before the daemon is asked, because what can
+  // not be mapped here need not be loaded.
+  if (options.tier == TRIMS_TIER_DEVICE) {
+    ASSIGN_OR_RETURN(request->device,
+                     trims::client::FindTargetDevice(device_uuid, options.device_ordinal));
+  }
   return OkStatus();
 }
 
@@ -196,11 +207,18 @@ Failure OpenLease(trims_client* client, const OpenRequest& request, trims_lease*
     if (request.expected_digest && facts.digest != *request.expected_digest) {
       status = trims::DataLossError("\"" + request.name + "\" is " + facts.digest.ToString() +
                                     ", expected was " + request.expected_digest->ToString());
+    } else if ((facts.tier == trims::v1::TierKind::Device) != request.device.has_value() ||
+               (request.device && facts.device_uuid != request.device->uuid)) {
+      status = trims::InternalError("the daemon answered with weights on " +
+                                    (facts.device_uuid.empty() ? "the host" : facts.device_uuid) +
+                                    ", asked was for " +
+                                    (request.device ? request.device->uuid : "the host"));
     } else {
-      Result<Weights> weights = Weights::Map(facts, std::move(granted.fds));
+      Result<Weights> weights = Weights::Map(facts, std::move(granted.fds), request.device);
       if (weights.ok()) {
-        *lease = new trims_lease{client->client, granted.holding, std::move(*weights),
-                                 facts.digest.ToString()};
+        *lease =
+            new trims_lease{client->client, granted.holding, std::move(*weights),
+                            facts.digest.ToString(), request.device ? request.device->ordinal : -1};
         return {};
       }
       status =
@@ -418,6 +436,10 @@ const char* trims_lease_device_uuid(const trims_lease* lease) {
   return lease == nullptr ? nullptr : FactsOf(lease).device_uuid.c_str();
 }
 
+int32_t trims_lease_device_ordinal(const trims_lease* lease) {
+  return lease == nullptr ? -1 : lease->device_ordinal;
+}
+
 trims_granularity trims_lease_granularity(const trims_lease* lease) {
   if (lease == nullptr) return TRIMS_GRANULARITY_DEFAULT;
   switch (FactsOf(lease).granularity) {
@@ -459,9 +481,9 @@ uint32_t trims_lease_extent_count(const trims_lease* lease) {
 trims_status trims_lease_extent(const trims_lease* lease, uint32_t index, trims_extent* extent) {
   if (lease == nullptr || extent == nullptr) return TRIMS_INVALID_ARGUMENT;
   if (index >= lease->weights.extents().size()) return TRIMS_OUT_OF_RANGE;
-  const trims::ReadOnlyMapping& mapping = lease->weights.extents()[index];
-  extent->data = mapping.data();
-  extent->size_bytes = mapping.size();
+  const trims::client::MappedExtent& mapped = lease->weights.extents()[index];
+  extent->data = mapped.data;
+  extent->size_bytes = mapped.size;
   return TRIMS_OK;
 }
 

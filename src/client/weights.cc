@@ -70,7 +70,8 @@ bool IsSizeOf(uint64_t size_bytes, uint8_t dtype, const int64_t* shape, uint32_t
 
 }  // namespace
 
-Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds) {
+Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
+                             const std::optional<TargetDevice>& device) {
   TRIMS_CHECK(fds.size() == facts.extent_bytes.size() + 1);
   Weights weights;
   if (facts.index_bytes < 2 * sizeof(flatbuffers::uoffset_t) ||
@@ -117,10 +118,22 @@ Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds)
 
   weights.extents_.reserve(facts.extent_bytes.size());
   for (size_t i = 0; i < facts.extent_bytes.size(); ++i) {
-    ASSIGN_OR_RETURN(
-        ReadOnlyMapping extent,
-        MapReceived(std::move(fds[i + 1]), facts.extent_bytes[i], "extent " + std::to_string(i)));
-    weights.extents_.push_back(std::move(extent));
+    const uint64_t bytes = facts.extent_bytes[i];
+    if (device) {
+      Result<DeviceExtent> extent = DeviceExtent::Map(*device, std::move(fds[i + 1]), bytes);
+      if (!extent.ok()) {
+        return Status(extent.status().code(),
+                      "extent " + std::to_string(i) + ": " + extent.status().message());
+      }
+      // SAFETY: an address of the device, handed out as such and never followed here.
+      const auto* const begin = reinterpret_cast<const std::byte*>(extent->pointer());
+      weights.extents_.push_back({begin, bytes, std::move(extent).value()});
+      continue;
+    }
+    ASSIGN_OR_RETURN(ReadOnlyMapping extent,
+                     MapReceived(std::move(fds[i + 1]), bytes, "extent " + std::to_string(i)));
+    const std::byte* const begin = extent.data();
+    weights.extents_.push_back({begin, extent.size(), std::move(extent)});
   }
   return weights;
 }
@@ -142,8 +155,8 @@ StatusCode Weights::Tensor(uint32_t index, TensorView* tensor) const {
   if (index >= tensor_count()) return StatusCode::kOutOfRange;
   const v1::Tensor* entry = Checked(*tensors_, index);
   if (entry == nullptr || entry->extent() >= extents_.size()) return StatusCode::kDataLoss;
-  const ReadOnlyMapping& extent = extents_[entry->extent()];
-  if (entry->offset() > extent.size() || entry->size_bytes() > extent.size() - entry->offset() ||
+  const MappedExtent& extent = extents_[entry->extent()];
+  if (entry->offset() > extent.size || entry->size_bytes() > extent.size - entry->offset() ||
       entry->offset() % kTensorAlignment != 0) {
     return StatusCode::kDataLoss;
   }
@@ -157,7 +170,7 @@ StatusCode Weights::Tensor(uint32_t index, TensorView* tensor) const {
     return StatusCode::kDataLoss;
   }
   view.name = View(entry->name());
-  view.bytes = extent.data() + entry->offset();
+  view.bytes = extent.data + entry->offset();
   view.size_bytes = entry->size_bytes();
   view.offset = entry->offset();
   view.extent = entry->extent();

@@ -1,4 +1,5 @@
-// The mapped weights of one lease: extents, and the tensor index over them.
+// The mapped weights of one lease: extents, in host or device memory, and the tensor index
+// over them.
 //
 // Built from descriptors that the daemon sent. Opening looks at the index's frame
 // only, so it costs the same for any number of tensors; each tensor is checked when
@@ -8,13 +9,16 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "base/digest.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "client/device_extent.h"
 #include "ipc/region.h"
 #include "trims/v1/index_generated.h"
 #include "trims/v1/lease_generated.h"
@@ -36,6 +40,13 @@ struct LeaseFacts {
   std::string model_dir;
 };
 
+// A range of addresses: of this process, or of the device. Only to be read.
+struct MappedExtent {
+  const std::byte* data = nullptr;
+  uint64_t size = 0;
+  std::variant<ReadOnlyMapping, DeviceExtent> mapping;
+};
+
 struct TensorView {
   std::string_view name;  // NUL-terminated.
   const std::byte* bytes = nullptr;
@@ -54,15 +65,17 @@ struct MetadataView {
 
 class Weights final {
  public:
-  // `fds`: the index, then the extents in order, as many as `facts` says. Fails
-  // with PERMISSION_DENIED for one that is not sealed, OUT_OF_RANGE for one of
-  // another size, DATA_LOSS for an index that is none.
-  static Result<Weights> Map(const LeaseFacts& facts, std::vector<UniqueFd> fds);
+  // `fds`: the index, then the extents in order, as many as `facts` says, which lie on
+  // `device` if there is one. Fails with PERMISSION_DENIED for one that is not sealed,
+  // OUT_OF_RANGE for one of another size, DATA_LOSS for an index that is none, and as
+  // DeviceExtent::Map says.
+  static Result<Weights> Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
+                             const std::optional<TargetDevice>& device);
 
   Weights(Weights&&) noexcept = default;
   Weights& operator=(Weights&&) noexcept = default;
 
-  const std::vector<ReadOnlyMapping>& extents() const { return extents_; }
+  const std::vector<MappedExtent>& extents() const { return extents_; }
   uint32_t tensor_count() const { return tensors_->size(); }
   uint32_t metadata_count() const { return metadata_ == nullptr ? 0 : metadata_->size(); }
 
@@ -81,7 +94,7 @@ class Weights final {
 
   uint64_t index_bytes_ = 0;  // Of the mapping below; the rest is padding.
   ReadOnlyMapping index_;
-  std::vector<ReadOnlyMapping> extents_;
+  std::vector<MappedExtent> extents_;
   const flatbuffers::Vector<flatbuffers::Offset<v1::Tensor>>* tensors_ = nullptr;
   const flatbuffers::Vector<flatbuffers::Offset<v1::KeyValue>>* metadata_ = nullptr;
 };

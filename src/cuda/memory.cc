@@ -17,6 +17,13 @@
 namespace trims::cuda {
 namespace {
 
+// CudaStatus for calls on the path of an open, which take microseconds: what was done is
+// put into words only when it failed.
+template <typename What>
+Status Check(CUresult result, const What& what) {
+  return result == CUDA_SUCCESS ? OkStatus() : CudaStatus(result, what());
+}
+
 CUmemAllocationProp Properties(const Device& device) {
   CUmemAllocationProp properties{};
   properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
@@ -64,36 +71,35 @@ Result<PhysicalMemory> PhysicalMemory::Create(const Device& device, uint64_t byt
 }
 
 Result<PhysicalMemory> PhysicalMemory::Import(const Device& device, int fd, uint64_t bytes) {
-  const std::string what = "importing " + FormatBytes(bytes) +
-                           " of device memory from descriptor " + std::to_string(fd) + " for " +
-                           device.uuid();
-  if (fd < 0 || bytes == 0) return InvalidArgumentError(what + ": no descriptor or no bytes");
+  const auto what = [&] {
+    return "importing " + FormatBytes(bytes) + " of device memory from descriptor " +
+           std::to_string(fd) + " for " + device.uuid();
+  };
+  if (fd < 0 || bytes == 0) return InvalidArgumentError(what() + ": no descriptor or no bytes");
   const DriverTable& table = Table();
   CUmemGenericAllocationHandle handle = 0;
   // SAFETY: for this type of handle the driver takes the descriptor in the pointer itself.
-  RETURN_IF_ERROR(
-      CudaStatus(table.cuMemImportFromShareableHandle(
-                     &handle, reinterpret_cast<void*>(static_cast<uintptr_t>(fd)),  // NOLINT
-                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-                 what));
+  RETURN_IF_ERROR(Check(table.cuMemImportFromShareableHandle(
+                            &handle, reinterpret_cast<void*>(static_cast<uintptr_t>(fd)),  // NOLINT
+                            CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+                        what));
   PhysicalMemory memory(device, bytes, handle, /*imported=*/true);  // Releases it on failure.
 
   CUmemAllocationProp properties{};
-  RETURN_IF_ERROR(
-      CudaStatus(table.cuMemGetAllocationPropertiesFromHandle(&properties, handle), what));
+  RETURN_IF_ERROR(Check(table.cuMemGetAllocationPropertiesFromHandle(&properties, handle), what));
   if (properties.location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
-    return InvalidArgumentError(what + ": it is memory of no device");
+    return InvalidArgumentError(what() + ": it is memory of no device");
   }
   if (properties.location.id < 0) {  // CU_DEVICE_INVALID.
     const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
     return FailedPreconditionError(
-        what + ": it lies on a device that this process does not see" +
+        what() + ": it lies on a device that this process does not see" +
         (visible != nullptr ? "; CUDA_VISIBLE_DEVICES is \"" + std::string(visible) + "\""
                             : "; give its container that device"));
   }
   if (properties.location.id != device.ordinal()) {
     return FailedPreconditionError(
-        what + ": it lies on device " + std::to_string(properties.location.id) +
+        what() + ": it lies on device " + std::to_string(properties.location.id) +
         " of this process, not on device " + std::to_string(device.ordinal()));
   }
   return memory;
@@ -145,8 +151,9 @@ Result<UniqueFd> PhysicalMemory::Export() {
 
 Status PhysicalMemory::Release() {
   if (handle_ == 0) return OkStatus();
-  RETURN_IF_ERROR(CudaStatus(Table().cuMemRelease(handle_),
-                             "releasing " + FormatBytes(size_) + " of " + device_.uuid()));
+  RETURN_IF_ERROR(Check(Table().cuMemRelease(handle_), [this] {
+    return "releasing " + FormatBytes(size_) + " of " + device_.uuid();
+  }));
   handle_ = 0;
   return OkStatus();
 }
@@ -155,14 +162,14 @@ Status PhysicalMemory::Release() {
 
 Result<DeviceMapping> DeviceMapping::Map(const PhysicalMemory& memory, Access access,
                                          std::span<const Device> peers) {
-  const std::string what =
-      "mapping " + FormatBytes(memory.size()) + " of " + memory.device().uuid();
-  if (memory.handle() == 0) return FailedPreconditionError(what + ": the handle was released");
+  const auto what = [&] {
+    return "mapping " + FormatBytes(memory.size()) + " of " + memory.device().uuid();
+  };
+  if (memory.handle() == 0) return FailedPreconditionError(what() + ": the handle was released");
   CUdeviceptr address = 0;
-  RETURN_IF_ERROR(CudaStatus(Table().cuMemAddressReserve(&address, memory.size(), 0, 0, 0), what));
+  RETURN_IF_ERROR(Check(Table().cuMemAddressReserve(&address, memory.size(), 0, 0, 0), what));
   DeviceMapping mapping(memory.device(), address, memory.size());  // Undoes it all on failure.
-  RETURN_IF_ERROR(
-      CudaStatus(Table().cuMemMap(address, memory.size(), 0, memory.handle(), 0), what));
+  RETURN_IF_ERROR(Check(Table().cuMemMap(address, memory.size(), 0, memory.handle(), 0), what));
   mapping.mapped_ = true;
   RETURN_IF_ERROR(mapping.SetAccess(access, peers));
   return mapping;
@@ -189,8 +196,10 @@ DeviceMapping& DeviceMapping::operator=(DeviceMapping&& other) noexcept {
 DeviceMapping::~DeviceMapping() { static_cast<void>(Unmap()); }
 
 Status DeviceMapping::SetAccess(Access access, std::span<const Device> peers) {
-  const std::string what = "setting access to " + FormatBytes(size_) + " of " + device_.uuid();
-  if (!mapped_) return FailedPreconditionError(what + ": it is not mapped");
+  const auto what = [this] {
+    return "setting access to " + FormatBytes(size_) + " of " + device_.uuid();
+  };
+  if (!mapped_) return FailedPreconditionError(what() + ": it is not mapped");
   std::vector<CUmemAccessDesc> wanted(1 + peers.size());
   for (size_t i = 0; i < wanted.size(); ++i) {
     wanted[i].location.type = CU_MEM_LOCATION_TYPE_DEVICE;
@@ -199,19 +208,19 @@ Status DeviceMapping::SetAccess(Access access, std::span<const Device> peers) {
                                               : CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   }
   RETURN_IF_ERROR(
-      CudaStatus(Table().cuMemSetAccess(pointer_, size_, wanted.data(), wanted.size()), what));
+      Check(Table().cuMemSetAccess(pointer_, size_, wanted.data(), wanted.size()), what));
   access_ = access;
   return OkStatus();
 }
 
 Status DeviceMapping::Unmap() {
   if (pointer_ == 0) return OkStatus();
-  const std::string what = "unmapping " + FormatBytes(size_) + " of " + device_.uuid();
+  const auto what = [this] { return "unmapping " + FormatBytes(size_) + " of " + device_.uuid(); };
   if (mapped_) {
-    RETURN_IF_ERROR(CudaStatus(Table().cuMemUnmap(pointer_, size_), what));
+    RETURN_IF_ERROR(Check(Table().cuMemUnmap(pointer_, size_), what));
     mapped_ = false;
   }
-  RETURN_IF_ERROR(CudaStatus(Table().cuMemAddressFree(pointer_, size_), what));
+  RETURN_IF_ERROR(Check(Table().cuMemAddressFree(pointer_, size_), what));
   pointer_ = 0;
   return OkStatus();
 }
