@@ -129,6 +129,7 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
     }
     if (!reader.fd.valid()) return ErrnoStatus(errno, "opening " + path);
     reader.block.reset(std::aligned_alloc(kHostPageBytes, kBlockBytes));
+    if (reader.block == nullptr) return ErrnoStatus(ENOMEM, "allocating a block to read into");
     std::memset(reader.block.get(), 0, kBlockBytes);  // Page faults are no part of reading.
   }
   struct stat found {};

@@ -37,7 +37,8 @@ struct Floor {
 };
 
 struct LoadFigures {
-  uint64_t bytes = 0;
+  uint64_t bytes = 0;            // Of the weights.
+  uint64_t allocated_bytes = 0;  // Of their extents.
   uint32_t tensors = 0;
   double first = 0;  // Seconds of the first open, which also hashes the file.
   bool host_pinned = true;
@@ -126,14 +127,16 @@ class LoadBench final {
     std::optional<Result<Lease>> lease;
     figures_.first = TimeOf([&] { lease = rig_.Open(model_->name(), first); });
     RETURN_IF_ERROR(lease->status());
-    figures_.bytes = trims_lease_total_bytes((*lease)->get());
+    figures_.bytes = spec_.bytes;
+    figures_.allocated_bytes = trims_lease_total_bytes((*lease)->get());
     if (source_.from == From::kHost || source_.from == From::kPeer) {
       source_lease_ = std::move(**lease);  // Nothing that is leased is evicted.
       keep_ = {first.tier};
     }
     lease.reset();
     if (source_.from == From::kHost) {
-      ASSIGN_OR_RETURN(figures_.host_pinned, WaitUntilPinned(pinned_before + figures_.bytes));
+      ASSIGN_OR_RETURN(figures_.host_pinned,
+                       WaitUntilPinned(pinned_before + figures_.allocated_bytes));
     }
     if (source_.from == From::kDisk) {
       ASSIGN_OR_RETURN(disk_threads_, BestDiskThreads(rig_, *model_));
@@ -202,7 +205,7 @@ class LoadBench final {
 
   Status RunOnce() {
     RETURN_IF_ERROR(rig_.KeepOnly(model_->name(), keep_));
-    RETURN_IF_ERROR(rig_.WaitUntilCleared(figures_.bytes));
+    RETURN_IF_ERROR(rig_.WaitUntilCleared(figures_.allocated_bytes));
     if (source_.from == From::kDisk) RETURN_IF_ERROR(DropFromPageCache(model_->path()));
     for (Floor& floor : figures_.floors) {
       ASSIGN_OR_RETURN(const double seconds, floor.measure());
@@ -241,6 +244,7 @@ Json FiguresJson(const LoadFigures& figures, const BenchRig& rig, const std::str
   return {{"tier", rig.place().tier},
           {"from", from},
           {"bytes", figures.bytes},
+          {"allocated_bytes", figures.allocated_bytes},
           {"tensors", figures.tensors},
           {"first_open_seconds", figures.first},
           {"host_pinned", figures.host_pinned},

@@ -17,7 +17,8 @@ namespace {
 constexpr int kWarmUps = 10;
 
 struct OpenFigures {
-  uint64_t bytes = 0;  // Of the weights, as allocated.
+  uint64_t bytes = 0;            // Of the weights.
+  uint64_t allocated_bytes = 0;  // Of their extents, which are what is mapped.
   uint32_t tensors = 0;
   double cold = 0;  // Seconds of the first open: hashing and loading.
   Samples open, close, floor_open, floor_close;
@@ -78,7 +79,7 @@ Status Prepare(BenchRig& rig, const BenchModel& model, OpenFigures* figures) {
   std::optional<Result<Lease>> lease;
   figures->cold = TimeOf([&] { lease = rig.Open(model.name(), rig.place()); });
   RETURN_IF_ERROR(lease->status());
-  figures->bytes = trims_lease_total_bytes((*lease)->get());
+  figures->allocated_bytes = trims_lease_total_bytes((*lease)->get());
   v1::PinRequest pin;
   pin.set_model(model.name());
   pin.set_tier(rig.place().tier);
@@ -91,11 +92,12 @@ Status Prepare(BenchRig& rig, const BenchModel& model, OpenFigures* figures) {
 Result<OpenFigures> Measure(BenchRig& rig, const BenchOptions& options,
                             const BenchModelSpec& spec) {
   OpenFigures figures;
+  figures.bytes = spec.bytes;
   figures.tensors = spec.tensors;
   ASSIGN_OR_RETURN(const std::unique_ptr<BenchModel> model, BenchModel::Make(rig, spec));
   RETURN_IF_ERROR(Prepare(rig, *model, &figures));
   MappingFloor floor(rig);
-  const Status made = floor.Make(figures.bytes);
+  const Status made = floor.Make(figures.allocated_bytes);
   // A device may have no room for the model and as much again: then one after the other.
   figures.interleaved = made.ok();
   if (!made.ok() && made.code() != StatusCode::kResourceExhausted) return made;
@@ -112,8 +114,8 @@ Result<OpenFigures> Measure(BenchRig& rig, const BenchOptions& options,
   }
   if (!figures.interleaved) {
     RETURN_IF_ERROR(rig.KeepOnly(model->name(), {}));
-    RETURN_IF_ERROR(rig.WaitUntilCleared(figures.bytes));
-    RETURN_IF_ERROR(floor.Make(figures.bytes));
+    RETURN_IF_ERROR(rig.WaitUntilCleared(figures.allocated_bytes));
+    RETURN_IF_ERROR(floor.Make(figures.allocated_bytes));
     for (int i = 0; i < kWarmUps; ++i) RETURN_IF_ERROR(MeasureFloor(floor, &ignored));
     for (int i = 0; i < options.runs; ++i) {
       RETURN_IF_ERROR(rig.interrupts().Check());
@@ -126,6 +128,7 @@ Result<OpenFigures> Measure(BenchRig& rig, const BenchOptions& options,
 Json FiguresJson(const OpenFigures& figures, const BenchRig& rig) {
   return {{"tier", rig.place().tier},
           {"bytes", figures.bytes},
+          {"allocated_bytes", figures.allocated_bytes},
           {"tensors", figures.tensors},
           {"cold_open_seconds", figures.cold},
           {"open", figures.open.Summary()},

@@ -85,6 +85,8 @@ ExitCode FailBench(const Context& context, const Status& status) {
         return Fail(status, Connection::HintFor(*directory));
       }
       return Fail(status, "\"trims doctor\" says what is wrong with devices and with the daemon");
+    case StatusCode::kPermissionDenied:
+      return Fail(status, "\"trims doctor\" checks sockets, devices and what this user may do");
     case StatusCode::kNotFound:
       return Fail(status, "\"trims status\" shows the daemon's devices");
     case StatusCode::kAborted:
