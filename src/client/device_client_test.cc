@@ -60,12 +60,17 @@ class DeviceClientTest : public testing::Test {
     ASSERT_EQ(trims_client_connect(&options, &client_, nullptr), TRIMS_OK);
     // The first open of a process reads what its devices are.
     trims_lease_close(Open(0));
+    EXPECT_EQ(trims_client_ping(client_, nullptr), TRIMS_OK);  // Until the daemon has seen it.
     held_ = HeldMemoryObjects();
     descriptors_ = OpenDescriptors();
   }
   void TearDown() override {
     if (!OnRealGpu()) FAKE(fake_cuda_fail)("");
     EXPECT_EQ(HeldMemoryObjects(), held_) << "memory of the device leaked";
+    // The daemon's thread closes its end of a connection that is over in its own time.
+    for (int i = 0; i < 1000 && OpenDescriptors() != descriptors_; ++i) {
+      EXPECT_EQ(trims_client_ping(client_, nullptr), TRIMS_OK);
+    }
     EXPECT_EQ(OpenDescriptors(), descriptors_) << "descriptors leaked";
     trims_client_disconnect(client_);
   }
