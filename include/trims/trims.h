@@ -37,10 +37,12 @@
  * repeats what had not been answered; so a caller sees a wait and no error.
  *
  * fork. A child must not use its parent's client: calls with it return
- * TRIMS_FAILED_PRECONDITION. Memory of leases stays readable in the child, and
- * trims_lease_close and trims_client_disconnect free what they hold there without
+ * TRIMS_FAILED_PRECONDITION. Memory of leases on the host stays readable in the child,
+ * and trims_lease_close and trims_client_disconnect free what they hold there without
  * a word to the daemon. While a child that did not call exec lives and has not
- * disconnected, the daemon counts the parent's leases as held.
+ * disconnected, the daemon counts the parent's leases as held. CUDA does not survive
+ * fork: a device's memory can not be used in the child, and a child of a process that
+ * has opened on a device can do so only after exec.
  *
  * ABI. Symbols stay for the life of the shared object's name, libtrims.so.0.
  * Option structures grow at the end and start with their size, so that a program

@@ -7,9 +7,11 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -246,6 +248,25 @@ TEST_F(DeviceClientTest, DescriptorsThatAreNoDeviceMemoryAreRefusedAndTheLeaseIs
   EXPECT_THAT(Refusal("host", OnDevice(0), TRIMS_INTERNAL), HasSubstr("weights on the host"));
 }
 
+TEST_F(DeviceClientTest, SizesThatAreNotTheAllocationsAreRefused) {
+  for (const uint64_t bytes :
+       {uint64_t{0}, kExtentBytes + 1, 2 * kExtentBytes, uint64_t{1} << 62, ~uint64_t{0}}) {
+    FakeModel model = MakeDeviceModel(devices_[0], 2);
+    model.extent_bytes[1] = bytes;
+    Add("liar", std::move(model));
+    trims_lease* lease = nullptr;
+    trims_error* error = nullptr;
+    const size_t closes = daemon_.log().closes.size();
+    const trims_open_options options = OnDevice(0);
+    EXPECT_NE(trims_lease_open(client_, "liar", &options, &lease, &error), TRIMS_OK) << bytes;
+    EXPECT_THAT(trims_error_message(error), HasSubstr("extent 1")) << bytes;
+    trims_error_free(error);
+    EXPECT_EQ(trims_client_ping(client_, nullptr), TRIMS_OK);
+    EXPECT_EQ(daemon_.log().closes.size(), closes + 1) << bytes;
+    EXPECT_EQ(HeldMemoryObjects(), held_) << bytes;
+  }
+}
+
 TEST_F(DeviceClientTest, MemoryOfAnotherDeviceIsRefused) {
   if (devices_.size() < 2) GTEST_SKIP() << "needs two devices";
   FakeModel model = MakeDeviceModel(devices_[1], 1);
@@ -285,6 +306,64 @@ TEST_F(DeviceClientTest, AWarmOpenAsksTheDriverForNothingButTheMapping) {
   trims_lease_close(lease);
   // Import, its device, reserve, map, access, release: for each of three extents.
   EXPECT_EQ(calls, 6u * 3);
+}
+
+TEST_F(DeviceClientTest, TheDaemonHearsOfACloseWhenNothingIsMappedAnyMore) {
+  SKIP_ON_REAL_GPU("mappings are counted");
+  constexpr size_t kExtents = 40;  // So that unmapping takes longer than hearing of it.
+  Add("many", MakeDeviceModel(devices_[0], kExtents));
+  std::vector<uint64_t> held_at_close;
+  daemon_.SetHook([&](FakeDaemon&, FakeDaemon::Connection&, const Frame& frame) {
+    if (frame.header.type == FrameType::kClose) held_at_close.push_back(HeldMemoryObjects());
+    return false;
+  });
+  const trims_open_options options = OnDevice(0);
+  trims_lease* lease = nullptr;
+  ASSERT_EQ(trims_lease_open(client_, "many", &options, &lease, nullptr), TRIMS_OK);
+  EXPECT_EQ(HeldMemoryObjects(), held_ + 2 * kExtents);  // A reservation and a mapping each.
+  trims_lease_close(lease);
+  EXPECT_EQ(trims_client_ping(client_, nullptr), TRIMS_OK);  // Until it has seen the close.
+  daemon_.SetHook(nullptr);
+  EXPECT_EQ(held_at_close, std::vector<uint64_t>{held_});
+}
+
+TEST_F(DeviceClientTest, ThreadsOpenAndCloseOnAllDevicesAtOnce) {
+  std::vector<std::thread> threads;
+  std::atomic<int> failures{0};
+  for (size_t t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      const int ordinal = devices_[t % devices_.size()].ordinal();
+      const std::string name = "on" + std::to_string(ordinal);
+      const trims_open_options options = OnDevice(ordinal);
+      for (int i = 0; i < 25; ++i) {
+        trims_lease* lease = nullptr;
+        if (trims_lease_open(client_, name.c_str(), &options, &lease, nullptr) != TRIMS_OK ||
+            trims_lease_device_ordinal(lease) != ordinal) {
+          ++failures;
+        }
+        trims_lease_close(lease);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 0);
+  EXPECT_EQ(trims_client_ping(client_, nullptr), TRIMS_OK);
+}
+
+TEST_F(DeviceClientTest, AForkedChildClosesALeaseWithoutTheDriverAndTheParentKeepsIt) {
+  trims_lease* lease = Open(0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const uint64_t before = OnRealGpu() ? 0 : FAKE(fake_cuda_calls)("*");
+    trims_lease_close(lease);
+    ::_exit((OnRealGpu() ? 0 : FAKE(fake_cuda_calls)("*")) == before ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0) << "the child called the driver";
+  EXPECT_EQ(FirstElement(lease, "t0002"), 2);
+  trims_lease_close(lease);
 }
 
 TEST_F(DeviceClientTest, AForkedChildIsToldThatCudaDoesNotSurviveFork) {

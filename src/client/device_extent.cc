@@ -1,12 +1,13 @@
 #include "client/device_extent.h"
 
-#include <utility>
-
 #ifdef TRIMS_HAVE_CUDA
 #include <strings.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cuda/device.h"
@@ -39,7 +40,14 @@ Result<const std::vector<cuda::Device>*> VisibleDevices() {
 
 struct DeviceExtent::Mapping {
   cuda::DeviceMapping mapping;
+  pid_t owner = ::getpid();
 };
+
+void DeviceExtent::Unmapper::operator()(Mapping* mapping) const {
+  // In a child it is left behind: nothing but the driver can undo it, and that belongs
+  // to the parent.
+  if (mapping->owner == ::getpid()) delete mapping;
+}
 
 Result<TargetDevice> FindTargetDevice(const std::string& uuid, int ordinal) {
   ASSIGN_OR_RETURN(const std::vector<cuda::Device>* const devices, VisibleDevices());
@@ -67,12 +75,14 @@ Result<DeviceExtent> DeviceExtent::Map(const TargetDevice& target, UniqueFd fd, 
   ASSIGN_OR_RETURN(cuda::DeviceMapping mapping,
                    cuda::DeviceMapping::Map(memory, cuda::Access::kRead));
   const uint64_t pointer = mapping.pointer();
-  return DeviceExtent(std::make_unique<Mapping>(Mapping{std::move(mapping)}), pointer);
+  return DeviceExtent(new Mapping{std::move(mapping)}, pointer);
 }
 
 #else
 
 struct DeviceExtent::Mapping {};
+
+void DeviceExtent::Unmapper::operator()(Mapping* mapping) const { delete mapping; }
 
 Result<TargetDevice> FindTargetDevice(const std::string&, int) {
   return UnimplementedError(
@@ -85,11 +95,5 @@ Result<DeviceExtent> DeviceExtent::Map(const TargetDevice& device, UniqueFd, uin
 }
 
 #endif
-
-DeviceExtent::DeviceExtent(std::unique_ptr<Mapping> mapping, uint64_t pointer)
-    : mapping_(std::move(mapping)), pointer_(pointer) {}
-DeviceExtent::DeviceExtent(DeviceExtent&&) noexcept = default;
-DeviceExtent& DeviceExtent::operator=(DeviceExtent&&) noexcept = default;
-DeviceExtent::~DeviceExtent() = default;
 
 }  // namespace trims::client

@@ -34,17 +34,21 @@ class DeviceExtent final {
   // that is no device memory, lies on another device, or has not `bytes` bytes.
   static Result<DeviceExtent> Map(const TargetDevice& device, UniqueFd fd, uint64_t bytes);
 
-  DeviceExtent(DeviceExtent&&) noexcept;
-  DeviceExtent& operator=(DeviceExtent&&) noexcept;
-  ~DeviceExtent();  // Unmaps; waits for nothing.
+  // Its end unmaps and waits for nothing; in a forked child, where the driver may not be
+  // called and the mapping is the parent's, it does nothing.
+  DeviceExtent(DeviceExtent&&) noexcept = default;
+  DeviceExtent& operator=(DeviceExtent&&) noexcept = default;
 
   uint64_t pointer() const { return pointer_; }  // CUdeviceptr.
 
  private:
   struct Mapping;
-  DeviceExtent(std::unique_ptr<Mapping> mapping, uint64_t pointer);
+  struct Unmapper {
+    void operator()(Mapping* mapping) const;
+  };
+  DeviceExtent(Mapping* mapping, uint64_t pointer) : mapping_(mapping), pointer_(pointer) {}
 
-  std::unique_ptr<Mapping> mapping_;
+  std::unique_ptr<Mapping, Unmapper> mapping_;
   uint64_t pointer_ = 0;
 };
 

@@ -408,6 +408,8 @@ void trims_lease_set_peak_internal_bytes(trims_lease* lease, uint64_t bytes) {
 void trims_lease_close(trims_lease* lease) {
   if (lease == nullptr) return;
   const std::unique_ptr<trims_lease> owned(lease);
+  // Unmapped before it is told: the daemon may need the room for somebody else at once.
+  { const Weights unmapped = std::move(owned->weights); }
   // A Close that can not be made ends with the connection.
   (void)Guarded(nullptr, [&]() -> Failure {
     owned->client->Close(owned->holding, owned->peak_internal_bytes);

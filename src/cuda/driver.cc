@@ -52,8 +52,10 @@ std::string Advice(int result) {
       const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
       return visible != nullptr
                  ? "CUDA_VISIBLE_DEVICES is \"" + std::string(visible) +
-                       "\", which names no device of this machine"
-                 : std::string("this machine has no NVIDIA GPU, or this container was given none");
+                       "\", which names no device of this machine that this user may open"
+                 : std::string(
+                       "this machine has no NVIDIA GPU, this container was given none, or this "
+                       "user may not open /dev/nvidia*");
     }
     case CUDA_ERROR_STUB_LIBRARY:
       return "this is the toolkit's stub, made to link against: install the NVIDIA driver, or take "
