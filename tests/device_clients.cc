@@ -525,8 +525,9 @@ class Client final {
     return InvalidArgumentError("no such command: " + verb);
   }
 
-  // A failure of libtrims, with its numbers as facts.
-  Status Take(trims_status code, trims_error* error) {
+  // A failure of libtrims, with its numbers as facts. `error` is what the call that gave `code`
+  // has set: a reference, because arguments are evaluated in any order.
+  Status Take(trims_status code, trims_error*& error) {
     if (code == TRIMS_OK) return OkStatus();
     Say("need", trims_error_need_bytes(error));
     Say("free", trims_error_free_bytes(error));

@@ -57,6 +57,7 @@ class DeviceFixture : public testing::Test {
     daemon_ = std::make_unique<TestDaemon>(every, all);
     control_ = std::make_unique<TestControl>(daemon_->runtime_dir());
     uuids_.clear();
+    if (HasFatalFailure()) return;  // It did not become ready: nobody would answer.
     const v1::GetStatusResponse status = control_->Status();
     for (const v1::DeviceView& device : status.devices()) uuids_.push_back(device.uuid());
   }
