@@ -241,7 +241,7 @@ Status BenchRig::KeepOnlyUntil(std::chrono::steady_clock::time_point deadline,
     }
     v1::GetStatusResponse now;
     RETURN_IF_ERROR(daemon_.GetStatus(v1::GetStatusRequest(), &now));
-    if (now.loads_running() > 0) calm = -1;
+    if (now.loads_running() > 0 || now.host_pinning()) calm = -1;
     RETURN_IF_ERROR(wait());
   }
   return OkStatus();

@@ -49,6 +49,7 @@ std::vector<DeviceFacts> Devices::Facts() const { return {}; }
 std::string Devices::WhyNotServed(const std::string&) const { return state_->driver.message(); }
 std::optional<std::string> Devices::TierOfOrdinal(int) const { return std::nullopt; }
 uint64_t Devices::host_pinned_bytes() const { return 0; }
+bool Devices::is_host_pinning() const { return false; }
 std::string Devices::MeasureLinks(const std::string&) { return ""; }
 bool Devices::PeerIsFaster(const std::string&, const std::string&) const { return false; }
 
@@ -298,6 +299,8 @@ std::optional<std::string> Devices::TierOfOrdinal(int ordinal) const {
 uint64_t Devices::host_pinned_bytes() const {
   return state_->pins == nullptr ? 0 : state_->pins->pinned_bytes();
 }
+
+bool Devices::is_host_pinning() const { return state_->pins != nullptr && state_->pins->is_busy(); }
 
 double Devices::State::MeasureFromHost(const Served& to) const {
   const Result<cuda::PinnedBuffer> from = cuda::PinnedBuffer::Allocate(*to.context, kMeasuredBytes);

@@ -74,6 +74,7 @@ class Devices final {
   std::optional<std::string> TierOfOrdinal(int ordinal) const;
   // Of the host tier: pinned for copies to devices.
   uint64_t host_pinned_bytes() const;
+  bool is_host_pinning() const;
 
   // Measures every link, unless `known` (what this returned in an earlier worker) says how
   // fast each is. Takes 10 ms or so for each; for a thread in the background.

@@ -1138,6 +1138,13 @@ Registry::EvictOutcome Registry::Evict(const Digest& model, std::optional<store:
     if (view.replica.model == model && (!tier || view.replica.tier == *tier))
       outcome.before.push_back(std::move(view));
   }
+  // A copy that is on its way to the host only because of a load elsewhere is nobody's wish.
+  std::vector<store::OpenId> own;
+  for (const auto& [id, pending] : pending_) {
+    if (pending->is_own && pending->replica->model == model && (!tier || *tier == 0))
+      own.push_back(id);
+  }
+  for (const store::OpenId id : own) CancelOpen(id);
   evict_outcome_ = &outcome;
   if (force) {
     for (auto it = pins_.begin(); it != pins_.end();) {

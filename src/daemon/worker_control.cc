@@ -212,6 +212,7 @@ void FillDevices(const Devices& devices, v1::GetStatusResponse* response) {
   response->set_gpu(!text.empty() ? text : "none: " + devices.WhyNotServed(""));
   response->set_cuda_driver(devices.driver_version());
   response->set_host_pinned_bytes(devices.host_pinned_bytes());
+  response->set_host_pinning(devices.is_host_pinning());
 }
 
 std::string DescribeHolders(const Registry& registry, const LeaseServer& leases,

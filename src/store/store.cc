@@ -899,6 +899,12 @@ void Store::State::On(const EvictAsked& event) {
       MakeNotCurrent(*replica);
       Say(Notify::Kind::kDraining, *replica, "asked");
       ++result.draining;
+    } else if (const Load* load = FindLoad(replica->load);
+               replica->state == ReplicaState::kLoading && load != nullptr && load->cancelled &&
+               replica->waiters.empty()) {
+      // Nobody waits for it any more: it goes as soon as its loader has noticed.
+      ++result.cancelled;
+      replica->discard = true;
     } else if (event.force && replica->state == ReplicaState::kLoading) {
       ++result.cancelled;
       while (!replica->waiters.empty()) {
@@ -907,12 +913,12 @@ void Store::State::On(const EvictAsked& event) {
                            " while it was loading; open it again to load it"));
       }
       replica->discard = true;
-      Load* load = FindLoad(replica->load);
-      if (load == nullptr || !load->adoption) {
+      Load* running = FindLoad(replica->load);
+      if (running == nullptr || !running->adoption) {
         StopIfUnwanted(*replica);
-      } else if (!load->cancelled && load->dependents.empty()) {
-        load->cancelled = true;
-        out.emplace_back(CancelLoad{.load = load->id});
+      } else if (!running->cancelled && running->dependents.empty()) {
+        running->cancelled = true;
+        out.emplace_back(CancelLoad{.load = running->id});
       }
     } else {
       kept.push_back(replica);

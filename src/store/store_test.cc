@@ -924,6 +924,20 @@ TEST_F(StoreTest, WithOnlyHostCopiesToKeepDeviceCopiesGoWithTheirLastLeaseAndHos
   EXPECT_EQ(StateOf(1, 0), ReplicaState::kReady);
 }
 
+TEST_F(StoreTest, AnEvictFindsALoadThatNobodyWantsGone) {
+  Start(OneTier(100));
+  OpenAsked open = Asks(Plan(1, 60));
+  const LoadId load = StartedLoad(Step(open));
+  EXPECT_TRUE(Has<CancelLoad>(Step(OpenCancelled{.open = open.open})));
+  const auto result = All<EvictResult>(Step(EvictAsked{.model = NumberedDigest(1)}));
+  ASSERT_THAT(result, SizeIs(1));
+  EXPECT_EQ(result[0].cancelled, 1u);
+  EXPECT_THAT(result[0].kept, IsEmpty());
+  // Its loader was too far to stop: what it brought goes all the same.
+  EXPECT_THAT(Released(Step(LoadFinished{.load = load})), SizeIs(1));
+  EXPECT_EQ(Used(), 0u);
+}
+
 // --- Memory that ran out below the budget -------------------------------------------
 
 TEST_F(StoreTest, ALoadThatFoundTooLittleMemoryEvictsWhatItNeedsAndStartsAgain) {

@@ -79,6 +79,11 @@ uint64_t HostPins::pinned_bytes() const {
   return bytes;
 }
 
+bool HostPins::is_busy() const {
+  const std::lock_guard lock(mutex_);
+  return is_busy_ || !to_pin_.empty() || !gone_.empty();
+}
+
 Status HostPins::status() const {
   const std::lock_guard lock(mutex_);
   return status_;

@@ -70,6 +70,8 @@ class HostPins final {
   // Blocks until there is nothing to pin or unpin: for tests and benchmarks.
   void WaitUntilIdle() const;
   uint64_t pinned_bytes() const;
+  // Whether there is something to pin or unpin.
+  bool is_busy() const;
   // Why the last extent that could not be pinned could not; OK when all could.
   Status status() const;
 
