@@ -23,6 +23,12 @@ define ctest
 	ctest --test-dir build/$(1) --output-on-failure --no-tests=error --parallel $(JOBS)
 endef
 
+# Where there is a GPU, what needs one is also tested on it, one test at a time.
+define gpu_ctest
+	if nvidia-smi -L >/dev/null 2>&1; then \
+	  TRIMS_TEST_REAL_GPU=1 ctest --test-dir build/$(1) --output-on-failure --label-regex '^gpu$$'; fi
+endef
+
 .PHONY: help
 help:  ## This list
 	@echo "TrIMS: one copy of the weights, many isolated processes"
@@ -43,7 +49,8 @@ demo: setup  ## A daemon, digits classified by several processes, sharing measur
 	tools/demo "$(BUILD)"
 
 .PHONY: test
-test: build  ## Build with warnings as errors and run every test
+test: build  ## Build with warnings as errors and run every test, also on the GPU where there is one
+	$(call gpu_ctest,release)
 	$(call ctest,release)
 
 .PHONY: bench
