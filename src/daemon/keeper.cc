@@ -184,7 +184,7 @@ class Keeper final {
       }
       if (stop_deadline_ && Now() >= *stop_deadline_) {
         LogWarn("worker did not stop in time, killing it", {{"pid", worker_pid_}});
-        ::kill(worker_pid_, SIGKILL);
+        KillWorker();
         stop_deadline_.reset();
       }
     }
@@ -260,6 +260,7 @@ class Keeper final {
       if (!message.ok()) {
         if (message.status().code() == StatusCode::kDeadlineExceeded) return;
         link_.Reset();
+        LetGoOfWorker();
         return;
       }
       switch (message->type) {
@@ -285,6 +286,39 @@ class Keeper final {
     }
   }
 
+  void KillWorker() const {
+    if (worker_pid_ > 0) ::kill(worker_pid_, SIGKILL);
+  }
+
+  // A worker that served and whose link has ended runs no more: descriptors are closed when
+  // its last thread is gone. What the kernel and the driver still do for it, such as
+  // unpinning memory, can take half a second, and the next worker need not wait for that.
+  void LetGoOfWorker() {
+    if (!worker_ready_ || stopping_ || worker_pid_ <= 0) return;
+    KillWorker();  // In case it closed its link and lives.
+    LogError("worker is gone, starting another",
+             {{"pid", worker_pid_}, {"ledger_entries", ledger_.size()}});
+    dying_.push_back(worker_pid_);
+    worker_pid_ = -1;
+    RestartServedWorker();
+  }
+
+  void RestartServedWorker() {
+    // One that served for a while is replaced at once; one that dies again right after it
+    // became ready is slowed down, but never given up on.
+    const bool served = Now() - ready_since_ > std::chrono::seconds(1);
+    backoff_ms_ = served ? 0
+                         : std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin,
+                                      kWorkerRestartBackoffMsMax / 10);
+    NotifyServiceManager("STATUS=restarting the worker");
+    restart_at_ = Now() + std::chrono::milliseconds(backoff_ms_);
+  }
+
+  static std::string HowItEnded(int status) {
+    return WIFSIGNALED(status) ? std::string("killed by ") + ::strsignal(WTERMSIG(status))
+                               : "exit status " + std::to_string(WEXITSTATUS(status));
+  }
+
   // The exit status of the keeper when it is to end.
   std::optional<int> HandleSignals() {
     signalfd_siginfo info;
@@ -298,7 +332,7 @@ class Keeper final {
           break;
         default:
           if (stopping_) {
-            ::kill(worker_pid_, SIGKILL);
+            KillWorker();
             break;
           }
           LogInfo("stopping",
@@ -306,9 +340,7 @@ class Keeper final {
           stopping_ = true;
           if (worker_pid_ <= 0) return 0;
           stop_deadline_ = Now() + std::chrono::milliseconds(kStopDeadlineMs);
-          if (!link_.valid() || !SendLink(link_.get(), LinkType::kStop, "", "").ok()) {
-            ::kill(worker_pid_, SIGKILL);
-          }
+          if (!link_.valid() || !SendLink(link_.get(), LinkType::kStop, "", "").ok()) KillWorker();
       }
     }
     return std::nullopt;
@@ -316,40 +348,42 @@ class Keeper final {
 
   std::optional<int> ReapWorker() {
     int status = 0;
+    for (auto it = dying_.begin(); it != dying_.end();) {
+      if (::waitpid(*it, &status, WNOHANG) != *it) {
+        ++it;
+        continue;
+      }
+      LogInfo("the worker of before has ended", {{"pid", *it}, {"how", HowItEnded(status)}});
+      it = dying_.erase(it);
+    }
+    if (worker_pid_ <= 0) return std::nullopt;
     const pid_t pid = ::waitpid(worker_pid_, &status, WNOHANG);
-    if (pid != worker_pid_ || pid <= 0) return std::nullopt;
+    if (pid != worker_pid_) return std::nullopt;
+    // What it said before it died. Nobody has to be let go of any more.
+    worker_pid_ = -1;
     if (link_.valid()) ReadLink();
     link_.Reset();
-    worker_pid_ = -1;
     if (stopping_) {
       LogInfo("stopped", {});
       return 0;
     }
-    const std::string how = WIFSIGNALED(status)
-                                ? std::string("killed by ") + ::strsignal(WTERMSIG(status))
-                                : "exit status " + std::to_string(WEXITSTATUS(status));
+    const std::string how = HowItEnded(status);
     if (WIFEXITED(status) && WEXITSTATUS(status) == kWorkerFatalStatus)
       return 1;  // It has said why.
-    if (!worker_ready_) {
-      ++crashes_in_a_row_;
-      if (crashes_in_a_row_ >= kWorkerCrashLoopLimit) {
-        LogError("worker keeps dying before it is ready, giving up",
-                 {{"deaths", crashes_in_a_row_}, {"last", how}});
-        return 1;
-      }
-      backoff_ms_ =
-          std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin, kWorkerRestartBackoffMsMax);
-    } else {
-      // A worker that served for a while is replaced at once; one that dies again
-      // right after it became ready is slowed down too, but never given up on.
-      const bool served = Now() - ready_since_ > std::chrono::seconds(1);
-      backoff_ms_ = served ? 0
-                           : std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin,
-                                        kWorkerRestartBackoffMsMax / 10);
+    LogError("worker died, starting another",
+             {{"pid", pid}, {"how", how}, {"ledger_entries", ledger_.size()}});
+    if (worker_ready_) {
+      RestartServedWorker();
+      return std::nullopt;
     }
-    LogError(
-        "worker died, starting another",
-        {{"pid", pid}, {"how", how}, {"ledger_entries", ledger_.size()}, {"in_ms", backoff_ms_}});
+    ++crashes_in_a_row_;
+    if (crashes_in_a_row_ >= kWorkerCrashLoopLimit) {
+      LogError("worker keeps dying before it is ready, giving up",
+               {{"deaths", crashes_in_a_row_}, {"last", how}});
+      return 1;
+    }
+    backoff_ms_ =
+        std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin, kWorkerRestartBackoffMsMax);
     NotifyServiceManager("STATUS=restarting the worker");
     restart_at_ = Now() + std::chrono::milliseconds(backoff_ms_);
     return std::nullopt;
@@ -394,6 +428,7 @@ class Keeper final {
   std::map<std::string, LedgerEntry> ledger_;
 
   pid_t worker_pid_ = -1;
+  std::vector<pid_t> dying_;  // Workers of before that the kernel is not done with.
   UniqueFd link_;
   uint64_t worker_number_ = 0;
   const int64_t started_at_unix_ = ::time(nullptr);
