@@ -28,6 +28,10 @@ function(trims_flags target)
 endfunction()
 
 if(TRIMS_SANITIZE)
+  # What the sanitizers add keeps g++ from seeing that things are initialised.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    list(APPEND TRIMS_WARNINGS -Wno-maybe-uninitialized)
+  endif()
   add_compile_options(-fsanitize=${TRIMS_SANITIZE} -fno-omit-frame-pointer -g)
   add_link_options(-fsanitize=${TRIMS_SANITIZE})
   if(TRIMS_SANITIZE MATCHES undefined)

@@ -334,6 +334,8 @@ TEST_F(DeviceTest, NoClientNoticesThatTheWorkerDiesAndTheModelIsServedOn) {
   }
   EXPECT_TRUE(Eventually([&] { return control().Status().leases() == 8U; }));
   EXPECT_EQ(UsedBytes(), AllocatedBytes(ModelBytes()));
+  // Where the time went.
+  if (OnRealGpu()) std::printf("%s", daemon().Log().c_str());
 }
 
 TEST_F(DeviceTest, WhatWasHalfLoadedWhenTheWorkerDiedIsFreedAndLoadedAgain) {

@@ -169,6 +169,7 @@ void Client::Disconnect() {
     pthread_join(background_, nullptr);
     has_background_ = false;
   }
+  indexes_.Clear();
   Lock lock(mu_);
   state_ = State::kEnded;
   socket_.Reset();

@@ -94,6 +94,7 @@ class Client final {
   int PollFd();
   void Disconnect();
 
+  IndexCache& indexes() { return indexes_; }
   const std::string& socket_path() const { return socket_path_; }
   // Lives as long as the client.
   const char* server_version() const { return server_version_.load()->c_str(); }
@@ -181,6 +182,7 @@ class Client final {
   bool has_background_ = false;
 
   // Own synchronisation.
+  IndexCache indexes_;
   std::atomic<const std::string*> server_version_;
   std::atomic<uint64_t> server_instance_{0};
 

@@ -18,6 +18,7 @@
 
 #include "client/fake_daemon.h"
 #include "client/places.h"
+#include "client/weights.h"
 #include "trims/trims.h"
 #include "trims/trims.hpp"
 
@@ -177,10 +178,37 @@ TEST_F(ClientTest, OpenedModelCanBeReadAndClosed) {
   EXPECT_EQ(CountMappings(), 4);
   trims_lease_set_peak_internal_bytes(lease, 12345);
   trims_lease_close(lease);
-  EXPECT_EQ(CountMappings(), 0);
+  EXPECT_EQ(CountMappings(), 1);  // The index, for the next open.
   Settle();
   EXPECT_EQ(daemon_.log().closes, (std::vector<uint64_t>{1}));
   EXPECT_EQ(daemon_.log().peaks, (std::vector<uint64_t>{12345}));
+}
+
+TEST_F(ClientTest, AnIndexIsMappedOnceForAllOpensOfOneLoadAndForNoOther) {
+  daemon_.AddModel("m", MakeFakeModel(2, 5));
+  Connect();
+  trims_lease* first = Open();
+  trims_lease* second = Open();
+  EXPECT_EQ(CountMappings(), 1 + 2 + 2);
+  trims_lease_close(first);
+  EXPECT_EQ(FirstElement(second, "t0001"), 1);  // Its index outlives the lease it came with.
+  FakeModel reloaded = MakeFakeModel(2, 5);
+  ++reloaded.generation;
+  daemon_.AddModel("m", std::move(reloaded));
+  trims_lease* third = Open();
+  EXPECT_EQ(CountMappings(), 1 + 2 + 1 + 2);
+  // A client keeps few: whoever opens many models pays for each.
+  for (uint8_t identity = 10; identity < 30; ++identity) {
+    daemon_.AddModel("other", MakeFakeModel(1, identity));
+    trims_lease_close(Open("other"));
+  }
+  EXPECT_LE(CountMappings(), 1 + 2 + 1 + 2 + static_cast<int>(IndexCache::kEntries));
+  EXPECT_EQ(FirstElement(second, "t0001"), 1);
+  EXPECT_EQ(FirstElement(third, "t0001"), 1);
+  Disconnect();
+  EXPECT_EQ(CountMappings(), 1 + 2 + 1 + 2);
+  trims_lease_close(second);
+  trims_lease_close(third);
 }
 
 TEST_F(ClientTest, MappingIsSharedAndCanNotBeMadeWritable) {
@@ -610,7 +638,7 @@ TEST_F(ClientTest, LeaseThatADaemonHasForgottenStaysReadableAndIsClosedInSilence
   trims_lease_close(lease);
   Settle();
   EXPECT_TRUE(daemon_.log().closes.empty());
-  EXPECT_EQ(CountMappings(), 0);
+  EXPECT_EQ(CountMappings(), 1);  // The index, for the next open.
 }
 
 TEST_F(ClientTest, LeaseClosedWhileTheWorkerWasDownIsNotRegisteredAgain) {

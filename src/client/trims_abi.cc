@@ -214,7 +214,8 @@ Failure OpenLease(trims_client* client, const OpenRequest& request, trims_lease*
                                     ", asked was for " +
                                     (request.device ? request.device->uuid : "the host"));
     } else {
-      Result<Weights> weights = Weights::Map(facts, std::move(granted.fds), request.device);
+      Result<Weights> weights =
+          Weights::Map(facts, std::move(granted.fds), request.device, client->client->indexes());
       if (weights.ok()) {
         *lease =
             new trims_lease{client->client, granted.holding, std::move(*weights),

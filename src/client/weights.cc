@@ -70,22 +70,20 @@ bool IsSizeOf(uint64_t size_bytes, uint8_t dtype, const int64_t* shape, uint32_t
 
 }  // namespace
 
-Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
-                             const std::optional<TargetDevice>& device) {
-  TRIMS_CHECK(fds.size() == facts.extent_bytes.size() + 1);
-  Weights weights;
+Result<std::shared_ptr<const MappedIndex>> MappedIndex::Map(const LeaseFacts& facts, UniqueFd fd) {
   if (facts.index_bytes < 2 * sizeof(flatbuffers::uoffset_t) ||
       facts.index_bytes >= FLATBUFFERS_MAX_BUFFER_SIZE) {
     return DataLossError("the tensor index can not have " + std::to_string(facts.index_bytes) +
                          " bytes");
   }
-  ASSIGN_OR_RETURN(weights.index_,
-                   MapReceived(std::move(fds[0]), facts.index_bytes, "the tensor index"));
-  weights.index_bytes_ = facts.index_bytes;
+  std::shared_ptr<MappedIndex> index(new MappedIndex);
+  ASSIGN_OR_RETURN(index->mapping_,
+                   MapReceived(std::move(fd), facts.index_bytes, "the tensor index"));
+  index->bytes_ = facts.index_bytes;
 
   // SAFETY: the index is sealed read-only memory, so what is checked stays so. The
   // root and the frames of its vectors are checked here, elements in Checked().
-  const uint8_t* const data = Bytes(weights.index_);
+  const uint8_t* const data = Bytes(index->mapping_);
   constexpr uint64_t kPrefix = sizeof(flatbuffers::uoffset_t);
   constexpr uint64_t kShortest = kPrefix + sizeof(flatbuffers::uoffset_t) + 4;
   if (facts.index_bytes < kShortest || !v1::SizePrefixedTensorIndexBufferHasIdentifier(data)) {
@@ -109,11 +107,62 @@ Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
       !verifier.VerifyVector(root->metadata())) {
     return DataLossError("the tensor index is broken: its root is malformed");
   }
-  weights.tensors_ = root->tensors();
-  weights.metadata_ = root->metadata();
-  if (weights.tensors_->size() != facts.tensor_count) {
-    return DataLossError("the tensor index lists " + std::to_string(weights.tensors_->size()) +
+  index->tensors_ = root->tensors();
+  index->metadata_ = root->metadata();
+  if (index->tensor_count() != facts.tensor_count) {
+    return DataLossError("the tensor index lists " + std::to_string(index->tensor_count()) +
                          " tensors, announced were " + std::to_string(facts.tensor_count));
+  }
+  return std::shared_ptr<const MappedIndex>(std::move(index));
+}
+
+template <typename T>
+const T* MappedIndex::Checked(const flatbuffers::Vector<flatbuffers::Offset<T>>& vector,
+                              uint32_t index) const {
+  const uint8_t* const data = Bytes(mapping_);
+  const uint8_t* const element = vector.Data() + size_t{index} * sizeof(flatbuffers::uoffset_t);
+  const uint64_t at = static_cast<uint64_t>(element - data) +
+                      flatbuffers::ReadScalar<flatbuffers::uoffset_t>(element);
+  if (at + sizeof(flatbuffers::soffset_t) > bytes_) return nullptr;
+  const auto* table = reinterpret_cast<const T*>(data + at);
+  flatbuffers::Verifier verifier = VerifierOf(data, bytes_);
+  return table->Verify(verifier) ? table : nullptr;
+}
+
+bool IndexCache::Entry::IsOf(const LeaseFacts& facts) const {
+  return index != nullptr && generation == facts.generation && digest == facts.digest &&
+         granularity == facts.granularity && index_bytes == facts.index_bytes &&
+         index->tensor_count() == facts.tensor_count && extent_bytes == facts.extent_bytes;
+}
+
+std::shared_ptr<const MappedIndex> IndexCache::Find(const LeaseFacts& facts) const {
+  const std::lock_guard lock(mutex_);
+  for (const Entry& entry : entries_) {
+    if (entry.IsOf(facts)) return entry.index;
+  }
+  return nullptr;
+}
+
+void IndexCache::Keep(const LeaseFacts& facts, std::shared_ptr<const MappedIndex> index) {
+  const std::lock_guard lock(mutex_);
+  entries_[next_] = {facts.digest,      facts.generation,   facts.index_bytes,
+                     facts.granularity, facts.extent_bytes, std::move(index)};
+  next_ = (next_ + 1) % entries_.size();
+}
+
+void IndexCache::Clear() {
+  const std::lock_guard lock(mutex_);
+  entries_ = {};
+}
+
+Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
+                             const std::optional<TargetDevice>& device, IndexCache& cache) {
+  TRIMS_CHECK(fds.size() == facts.extent_bytes.size() + 1);
+  Weights weights;
+  weights.index_ = cache.Find(facts);
+  const bool is_known = weights.index_ != nullptr;
+  if (!is_known) {
+    ASSIGN_OR_RETURN(weights.index_, MappedIndex::Map(facts, std::move(fds[0])));
   }
 
   weights.extents_.reserve(facts.extent_bytes.size());
@@ -135,25 +184,13 @@ Result<Weights> Weights::Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
     const std::byte* const begin = extent.data();
     weights.extents_.push_back({begin, extent.size(), std::move(extent)});
   }
+  if (!is_known) cache.Keep(facts, weights.index_);
   return weights;
-}
-
-template <typename T>
-const T* Weights::Checked(const flatbuffers::Vector<flatbuffers::Offset<T>>& vector,
-                          uint32_t index) const {
-  const uint8_t* const data = Bytes(index_);
-  const uint8_t* const element = vector.Data() + size_t{index} * sizeof(flatbuffers::uoffset_t);
-  const uint64_t at = static_cast<uint64_t>(element - data) +
-                      flatbuffers::ReadScalar<flatbuffers::uoffset_t>(element);
-  if (at + sizeof(flatbuffers::soffset_t) > index_bytes_) return nullptr;
-  const auto* table = reinterpret_cast<const T*>(data + at);
-  flatbuffers::Verifier verifier = VerifierOf(data, index_bytes_);
-  return table->Verify(verifier) ? table : nullptr;
 }
 
 StatusCode Weights::Tensor(uint32_t index, TensorView* tensor) const {
   if (index >= tensor_count()) return StatusCode::kOutOfRange;
-  const v1::Tensor* entry = Checked(*tensors_, index);
+  const v1::Tensor* entry = index_->Tensor(index);
   if (entry == nullptr || entry->extent() >= extents_.size()) return StatusCode::kDataLoss;
   const MappedExtent& extent = extents_[entry->extent()];
   if (entry->offset() > extent.size || entry->size_bytes() > extent.size - entry->offset() ||
@@ -181,7 +218,7 @@ StatusCode Weights::Tensor(uint32_t index, TensorView* tensor) const {
 
 StatusCode Weights::Metadata(uint32_t index, MetadataView* pair) const {
   if (index >= metadata_count()) return StatusCode::kOutOfRange;
-  const v1::KeyValue* entry = Checked(*metadata_, index);
+  const v1::KeyValue* entry = index_->Metadata(index);
   if (entry == nullptr) return StatusCode::kDataLoss;
   *pair = {View(entry->key()), View(entry->value())};
   return StatusCode::kOk;
@@ -192,7 +229,7 @@ StatusCode Weights::FindTensor(std::string_view name, TensorView* tensor) const 
   uint32_t high = tensor_count();
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    const v1::Tensor* entry = Checked(*tensors_, middle);
+    const v1::Tensor* entry = index_->Tensor(middle);
     if (entry == nullptr) return StatusCode::kDataLoss;
     const int order = View(entry->name()).compare(name);
     if (order == 0) return Tensor(middle, tensor);

@@ -8,7 +8,10 @@
 // mappings and lives as long as this object.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -63,21 +66,76 @@ struct MetadataView {
   std::string_view value;  // NUL-terminated.
 };
 
+// The mapped index of one load of a model. Immutable, shared by leases on it.
+class MappedIndex final {
+ public:
+  // PERMISSION_DENIED when it is not sealed, OUT_OF_RANGE when it has another size, DATA_LOSS
+  // when it is none. Looks at its frame only.
+  static Result<std::shared_ptr<const MappedIndex>> Map(const LeaseFacts& facts, UniqueFd fd);
+
+  uint32_t tensor_count() const { return tensors_->size(); }
+  uint32_t metadata_count() const { return metadata_ == nullptr ? 0 : metadata_->size(); }
+  // Null when the index is broken there.
+  const v1::Tensor* Tensor(uint32_t index) const { return Checked(*tensors_, index); }
+  const v1::KeyValue* Metadata(uint32_t index) const { return Checked(*metadata_, index); }
+
+ private:
+  MappedIndex() = default;
+  // The element of a vector of tables after it has passed the verifier, or null.
+  template <typename T>
+  const T* Checked(const flatbuffers::Vector<flatbuffers::Offset<T>>& vector, uint32_t index) const;
+
+  uint64_t bytes_ = 0;  // Of the mapping below; the rest is padding.
+  ReadOnlyMapping mapping_;
+  const flatbuffers::Vector<flatbuffers::Offset<v1::Tensor>>* tensors_ = nullptr;
+  const flatbuffers::Vector<flatbuffers::Offset<v1::KeyValue>>* metadata_ = nullptr;
+};
+
+// The indexes that a client mapped last, so that a process which opens a model again and
+// again maps its index once. Thread-safe.
+class IndexCache final {
+ public:
+  static constexpr size_t kEntries = 8;
+
+  // Null when there is none of the very same load.
+  std::shared_ptr<const MappedIndex> Find(const LeaseFacts& facts) const;
+  // Instead of the one that was kept longest.
+  void Keep(const LeaseFacts& facts, std::shared_ptr<const MappedIndex> index);
+  void Clear();
+
+ private:
+  struct Entry {
+    Digest digest;
+    uint64_t generation = 0;
+    uint64_t index_bytes = 0;
+    v1::Granularity granularity{};
+    std::vector<uint64_t> extent_bytes;
+    std::shared_ptr<const MappedIndex> index;
+
+    bool IsOf(const LeaseFacts& facts) const;
+  };
+
+  mutable std::mutex mutex_;
+  // Guarded by mutex_.
+  std::array<Entry, kEntries> entries_;
+  size_t next_ = 0;
+};
+
 class Weights final {
  public:
   // `fds`: the index, then the extents in order, as many as `facts` says, which lie on
   // `device` if there is one. Fails with PERMISSION_DENIED for one that is not sealed,
   // OUT_OF_RANGE for one of another size, DATA_LOSS for an index that is none, and as
-  // DeviceExtent::Map says.
+  // DeviceExtent::Map says. `cache` is borrowed for the call.
   static Result<Weights> Map(const LeaseFacts& facts, std::vector<UniqueFd> fds,
-                             const std::optional<TargetDevice>& device);
+                             const std::optional<TargetDevice>& device, IndexCache& cache);
 
   Weights(Weights&&) noexcept = default;
   Weights& operator=(Weights&&) noexcept = default;
 
   const std::vector<MappedExtent>& extents() const { return extents_; }
-  uint32_t tensor_count() const { return tensors_->size(); }
-  uint32_t metadata_count() const { return metadata_ == nullptr ? 0 : metadata_->size(); }
+  uint32_t tensor_count() const { return index_->tensor_count(); }
+  uint32_t metadata_count() const { return index_->metadata_count(); }
 
   // OUT_OF_RANGE, NOT_FOUND, or DATA_LOSS when the index is broken there. Allocate
   // nothing.
@@ -88,15 +146,9 @@ class Weights final {
 
  private:
   Weights() = default;
-  // The element of a vector of tables after it has passed the verifier, or null.
-  template <typename T>
-  const T* Checked(const flatbuffers::Vector<flatbuffers::Offset<T>>& vector, uint32_t index) const;
 
-  uint64_t index_bytes_ = 0;  // Of the mapping below; the rest is padding.
-  ReadOnlyMapping index_;
+  std::shared_ptr<const MappedIndex> index_;
   std::vector<MappedExtent> extents_;
-  const flatbuffers::Vector<flatbuffers::Offset<v1::Tensor>>* tensors_ = nullptr;
-  const flatbuffers::Vector<flatbuffers::Offset<v1::KeyValue>>* metadata_ = nullptr;
 };
 
 }  // namespace trims::client

@@ -79,10 +79,15 @@ Result<PhysicalMemory> PhysicalMemory::Import(const Device& device, int fd, uint
   const DriverTable& table = Table();
   CUmemGenericAllocationHandle handle = 0;
   // SAFETY: for this type of handle the driver takes the descriptor in the pointer itself.
-  RETURN_IF_ERROR(Check(table.cuMemImportFromShareableHandle(
-                            &handle, reinterpret_cast<void*>(static_cast<uintptr_t>(fd)),  // NOLINT
-                            CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-                        what));
+  const CUresult result = table.cuMemImportFromShareableHandle(
+      &handle, reinterpret_cast<void*>(static_cast<uintptr_t>(fd)),  // NOLINT
+      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+  // What drivers say of a descriptor that is something else.
+  if (result == CUDA_ERROR_UNKNOWN || result == CUDA_ERROR_INVALID_VALUE) {
+    return InvalidArgumentError(CudaStatus(result, what()).message() +
+                                "; it is no memory that this driver has exported");
+  }
+  RETURN_IF_ERROR(Check(result, what));
   PhysicalMemory memory(device, bytes, handle, /*imported=*/true);  // Releases it on failure.
 
   CUmemAllocationProp properties{};

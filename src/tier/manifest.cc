@@ -394,15 +394,16 @@ store::ModelPlan MakePlan(const ModelManifest& manifest, const Layout& layout, s
 
 std::string BuildTensorIndex(const ModelManifest& manifest, const Layout& layout) {
   flatbuffers::FlatBufferBuilder builder(1024 + manifest.tensors.size() * 128);
-  std::vector<flatbuffers::Offset<v1::Tensor>> tensors;
-  tensors.reserve(manifest.tensors.size());
-  for (size_t i = 0; i < manifest.tensors.size(); ++i) {
+  // The last one first: what is built last comes to lie in front, beside the vector, so that
+  // a client's first look at the first tensors is one page fault.
+  std::vector<flatbuffers::Offset<v1::Tensor>> tensors(manifest.tensors.size());
+  for (size_t i = manifest.tensors.size(); i-- > 0;) {
     const ManifestTensor& tensor = manifest.tensors[i];
     const auto name = builder.CreateString(tensor.name);
     const auto shape = tensor.shape.empty() ? 0 : builder.CreateVector(tensor.shape);
-    tensors.push_back(v1::CreateTensor(builder, name, static_cast<uint8_t>(tensor.dtype), shape,
-                                       layout.placements[i].extent, layout.placements[i].offset,
-                                       tensor.size_bytes));
+    tensors[i] = v1::CreateTensor(builder, name, static_cast<uint8_t>(tensor.dtype), shape,
+                                  layout.placements[i].extent, layout.placements[i].offset,
+                                  tensor.size_bytes);
   }
   std::vector<flatbuffers::Offset<v1::KeyValue>> metadata;
   for (const auto& [key, value] : manifest.metadata) {

@@ -718,7 +718,8 @@ CUresult CUDAAPI cuMemImportFromShareableHandle(CUmemGenericAllocationHandle* ha
   Handle made{.imported = true};
   const int fd = static_cast<int>(reinterpret_cast<uintptr_t>(from));
   if (const CUresult result = Machine::Get().Open(fd, &made.backing); result != CUDA_SUCCESS) {
-    return result;
+    // So says the driver of what is no memory of its own.
+    return result == CUDA_ERROR_INVALID_VALUE ? CUDA_ERROR_UNKNOWN : result;
   }
   Process& process = Process::Get();
   const std::lock_guard lock(process.mutex);
