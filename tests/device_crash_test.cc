@@ -60,9 +60,9 @@ class DeviceCrashTest : public DeviceFixture {
     EXPECT_EQ(control().Status().quarantines(), 0U);
     for (const v1::VerifyVerdict& verdict : control().Verify(""))
       EXPECT_TRUE(verdict.intact()) << verdict.model() << ": " << verdict.detail();
-    for (const auto& [model, sum] : sums()) {
+    for (const auto& written : sums()) {
       EXPECT_TRUE(Eventually([&] {
-        control().Evict(model, true);
+        control().Evict(written.first, true);
         return control().last().ok() ||
                control().last().error_code() == grpc::StatusCode::NOT_FOUND;
       })) << control().last().error_message();
