@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kLaunchBytes = kGiB;
 constexpr uint64_t kFlushBytes = 4 * kGiB;
 constexpr uint64_t kPartials = 64 * kKiB;
+constexpr uint64_t kLandingPartials = 256 * kKiB;  // 4 MiB.
 
 static_assert(kLaunchBytes % kUniversalHashBlockBytes == 0);
 
@@ -31,24 +32,27 @@ Result<cuda::Module> LoadKernels(const cuda::Context& context) {
 
 }  // namespace
 
-Result<std::unique_ptr<DeviceHash>> DeviceHash::Make(const cuda::Context& context,
+Result<std::unique_ptr<DeviceHash>> DeviceHash::Make(std::shared_ptr<const cuda::Context> context,
                                                      std::shared_ptr<const UniversalHashKey> key) {
-  ASSIGN_OR_RETURN(cuda::Module module, LoadKernels(context));
+  ASSIGN_OR_RETURN(cuda::Module module, LoadKernels(*context));
   ASSIGN_OR_RETURN(const cuda::Kernel kernel, module.Find(kUniversalHashKernelName));
-  ASSIGN_OR_RETURN(cuda::Stream stream, cuda::Stream::Create(context));
+  ASSIGN_OR_RETURN(cuda::Stream stream, cuda::Stream::Create(*context));
   ASSIGN_OR_RETURN(cuda::DeviceBuffer partials,
-                   cuda::DeviceBuffer::Allocate(context, kPartials * sizeof(FieldElement)));
+                   cuda::DeviceBuffer::Allocate(*context, kPartials * sizeof(FieldElement)));
   ASSIGN_OR_RETURN(cuda::PinnedBuffer copies,
-                   cuda::PinnedBuffer::Allocate(context, kPartials * sizeof(FieldElement)));
+                   cuda::PinnedBuffer::Allocate(*context, kPartials * sizeof(FieldElement)));
+  const int multiprocessors = context->device().multiprocessors();
   return std::unique_ptr<DeviceHash>(new DeviceHash(
-      std::move(key), std::move(module), kernel, std::move(stream), std::move(partials),
-      std::move(copies), static_cast<uint32_t>(context.device().multiprocessors())));
+      std::move(context), std::move(key), std::move(module), kernel, std::move(stream),
+      std::move(partials), std::move(copies), static_cast<uint32_t>(multiprocessors)));
 }
 
-DeviceHash::DeviceHash(std::shared_ptr<const UniversalHashKey> key, cuda::Module module,
+DeviceHash::DeviceHash(std::shared_ptr<const cuda::Context> context,
+                       std::shared_ptr<const UniversalHashKey> key, cuda::Module module,
                        cuda::Kernel kernel, cuda::Stream stream, cuda::DeviceBuffer partials,
                        cuda::PinnedBuffer copies, uint32_t multiprocessors)
-    : key_(std::move(key)),
+    : context_(std::move(context)),
+      key_(std::move(key)),
       module_(std::move(module)),
       kernel_(kernel),
       multiprocessors_(multiprocessors),
@@ -60,6 +64,12 @@ DeviceHash::~DeviceHash() {
   // A call of the driver may fail for a reason that passes; the destructors try again.
   static_cast<void>(partials_.Free());
   static_cast<void>(copies_.Free());
+  for (cuda::DeviceBuffer& buffer : spare_) static_cast<void>(buffer.Free());
+}
+
+uint32_t DeviceHash::BlocksFor(uint64_t bytes) const {
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(kPartials, UniversalHashCudaBlocks(bytes, multiprocessors_)));
 }
 
 Result<std::vector<HashValue>> DeviceHash::Hash(
@@ -78,8 +88,7 @@ Result<std::vector<HashValue>> DeviceHash::Hash(
   for (size_t r = 0; r < ranges.size(); ++r) {
     for (uint64_t at = 0; at < ranges[r].bytes; at += kLaunchBytes) {
       const uint64_t bytes = std::min(kLaunchBytes, ranges[r].bytes - at);
-      const auto blocks = static_cast<uint32_t>(
-          std::min<uint64_t>(kPartials, UniversalHashCudaBlocks(bytes, multiprocessors_)));
+      const uint32_t blocks = BlocksFor(bytes);
       if (queued_partials + blocks > kPartials || queued_bytes + bytes > kFlushBytes) {
         RETURN_IF_ERROR(flush());
       }
@@ -117,12 +126,93 @@ Status DeviceHash::Flush(std::span<const Launch> launches, std::vector<ChunkedHa
   RETURN_IF_ERROR(copied);
   RETURN_IF_ERROR(finished);
   // SAFETY: pinned memory is aligned to pages and has just been filled by the copy.
-  const auto* partials = reinterpret_cast<const FieldElement*>(copies_.data());
+  AddUp(launches, reinterpret_cast<const FieldElement*>(copies_.data()), sums);
+  return OkStatus();
+}
+
+void DeviceHash::AddUp(std::span<const Launch> launches, const FieldElement* partials,
+                       std::vector<ChunkedHash>& sums) {
   for (const Launch& launch : launches) {
     sums[launch.range].AddPartials(launch.offset, launch.bytes, {partials, launch.blocks});
     partials += launch.blocks;
   }
-  return OkStatus();
+}
+
+// --- As bytes land ---------------------------------------------------------------------
+
+Result<std::unique_ptr<DeviceHash::Landing>> DeviceHash::BeginLanding(std::vector<Range> ranges,
+                                                                      size_t pieces) const {
+  if (pieces > kLandingPartials / BlocksFor(kLaunchBytes)) {
+    return ResourceExhaustedError("no room for the partial sums of " + std::to_string(pieces) +
+                                  " pieces");
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (!spare_.empty()) {
+      cuda::DeviceBuffer buffer = std::move(spare_.back());
+      spare_.pop_back();
+      return std::unique_ptr<Landing>(new Landing(*this, std::move(ranges), std::move(buffer)));
+    }
+  }
+  ASSIGN_OR_RETURN(
+      cuda::DeviceBuffer buffer,
+      cuda::DeviceBuffer::Allocate(*context_, kLandingPartials * sizeof(FieldElement)));
+  return std::unique_ptr<Landing>(new Landing(*this, std::move(ranges), std::move(buffer)));
+}
+
+DeviceHash::Landing::Landing(const DeviceHash& hash, std::vector<Range> ranges,
+                             cuda::DeviceBuffer partials)
+    : hash_(hash), ranges_(std::move(ranges)), partials_(std::move(partials)) {}
+
+DeviceHash::Landing::~Landing() {
+  const std::lock_guard lock(hash_.mutex_);
+  hash_.spare_.push_back(std::move(partials_));
+}
+
+Status DeviceHash::Landing::Queue(const cuda::Stream& stream, size_t range, uint64_t offset,
+                                  uint64_t bytes) {
+  const uint32_t blocks = hash_.BlocksFor(bytes);
+  uint64_t at = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    TRIMS_CHECK(used_ + blocks <= kLandingPartials);
+    at = std::exchange(used_, used_ + blocks);
+    launches_.push_back({range, offset, bytes, blocks});
+  }
+  return hash_.kernel_.Launch(
+      stream, {.blocks = blocks, .threads = kUniversalHashThreads}, ranges_[range].begin + offset,
+      bytes, partials_.pointer() + at * sizeof(FieldElement), hash_.key_->KernelKey(blocks));
+}
+
+Result<std::vector<HashValue>> DeviceHash::Landing::Finish() {
+  std::vector<ChunkedHash> sums(ranges_.size(), ChunkedHash(*hash_.key_));
+  if (used_ > 0) {
+    const std::lock_guard lock(hash_.mutex_);
+    for (uint64_t done = 0, next = 0; next < launches_.size();) {
+      // As many as the pinned memory holds.
+      uint64_t count = 0;
+      size_t end = next;
+      while (end < launches_.size() && count + launches_[end].blocks <= kPartials)
+        count += launches_[end++].blocks;
+      const Status copied = hash_.stream_.CopyToHost(
+          hash_.copies_.data(), partials_.pointer() + done * sizeof(FieldElement),
+          count * sizeof(FieldElement));
+      Status finished = hash_.stream_.Synchronize();
+      // A call of the driver may fail for a reason that passes, and nothing may be in flight.
+      if (!finished.ok()) static_cast<void>(hash_.stream_.Synchronize());
+      RETURN_IF_ERROR(copied);
+      RETURN_IF_ERROR(finished);
+      // SAFETY: pinned memory is aligned to pages and has just been filled by the copy.
+      AddUp(std::span(launches_).subspan(next, end - next),
+            reinterpret_cast<const FieldElement*>(hash_.copies_.data()), sums);
+      done += count;
+      next = end;
+    }
+  }
+  std::vector<HashValue> values;
+  values.reserve(ranges_.size());
+  for (size_t r = 0; r < ranges_.size(); ++r) values.push_back(sums[r].Finish(ranges_[r].bytes));
+  return values;
 }
 
 }  // namespace trims

@@ -2,7 +2,8 @@
 // per second, so that checking a model costs less than mapping it.
 //
 // Only the few partial sums of the kernel come to the host; neither key nor hash ever
-// lies in memory that a client can map. Thread-safe; one computation at a time.
+// lies in memory that a client can map. Thread-safe; one Hash at a time, beside any number of
+// landings.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,7 @@ namespace trims {
 class DeviceHash final {
  public:
   // Loads the kernel. UNIMPLEMENTED when this build has no code for the device.
-  static Result<std::unique_ptr<DeviceHash>> Make(const cuda::Context& context,
+  static Result<std::unique_ptr<DeviceHash>> Make(std::shared_ptr<const cuda::Context> context,
                                                   std::shared_ptr<const UniversalHashKey> key);
   ~DeviceHash();
   DeviceHash(const DeviceHash&) = delete;
@@ -35,11 +36,6 @@ class DeviceHash final {
     cuda::DevicePointer begin = 0;
     uint64_t bytes = 0;
   };
-  // One value per range. Blocks until they are there; nothing is in flight afterwards, unless
-  // the device is broken. `on_done` is called now and then with bytes that were
-  // hashed since, and ends everything by not being OK.
-  Result<std::vector<HashValue>> Hash(std::span<const Range> ranges,
-                                      const std::function<Status(uint64_t bytes)>& on_done) const;
 
  private:
   struct Launch {
@@ -49,11 +45,54 @@ class DeviceHash final {
     uint32_t blocks;
   };
 
-  DeviceHash(std::shared_ptr<const UniversalHashKey> key, cuda::Module module, cuda::Kernel kernel,
+ public:
+  // The hash of ranges that are being filled by copies, piece by piece as they land: beside the
+  // copies, and not after them. Thread-safe.
+  class Landing final {
+   public:
+    ~Landing();
+    Landing(const Landing&) = delete;
+    Landing& operator=(const Landing&) = delete;
+
+    // Queues the hash of a piece behind the copy of it that `stream` has been given. `offset` is
+    // a multiple of kUniversalHashBlockBytes, and so is `bytes` but at the range's end.
+    Status Queue(const cuda::Stream& stream, size_t range, uint64_t offset, uint64_t bytes);
+    // When every stream is done and every piece was queued once.
+    Result<std::vector<HashValue>> Finish();
+
+   private:
+    friend class DeviceHash;
+    Landing(const DeviceHash& hash, std::vector<Range> ranges, cuda::DeviceBuffer partials);
+
+    const DeviceHash& hash_;
+    const std::vector<Range> ranges_;
+    cuda::DeviceBuffer partials_;
+    std::mutex mutex_;
+    // Guarded by mutex_.
+    std::vector<Launch> launches_;
+    uint64_t used_ = 0;
+  };
+  // `pieces`: how often Queue will be called at most. RESOURCE_EXHAUSTED when these are too
+  // many. The hash outlives it, and nothing of it is in flight when it goes.
+  Result<std::unique_ptr<Landing>> BeginLanding(std::vector<Range> ranges, size_t pieces) const;
+
+  // One value per range. Blocks until they are there; nothing is in flight afterwards, unless
+  // the device is broken. `on_done` is called now and then with bytes that were
+  // hashed since, and ends everything by not being OK.
+  Result<std::vector<HashValue>> Hash(std::span<const Range> ranges,
+                                      const std::function<Status(uint64_t bytes)>& on_done) const;
+
+ private:
+  DeviceHash(std::shared_ptr<const cuda::Context> context,
+             std::shared_ptr<const UniversalHashKey> key, cuda::Module module, cuda::Kernel kernel,
              cuda::Stream stream, cuda::DeviceBuffer partials, cuda::PinnedBuffer copies,
              uint32_t multiprocessors);
   Status Flush(std::span<const Launch> launches, std::vector<ChunkedHash>& sums) const;
+  static void AddUp(std::span<const Launch> launches, const FieldElement* partials,
+                    std::vector<ChunkedHash>& sums);
+  uint32_t BlocksFor(uint64_t bytes) const;
 
+  const std::shared_ptr<const cuda::Context> context_;
   const std::shared_ptr<const UniversalHashKey> key_;
   const cuda::Module module_;
   const cuda::Kernel kernel_;
@@ -63,6 +102,8 @@ class DeviceHash final {
   const cuda::Stream stream_;
   cuda::DeviceBuffer partials_;
   cuda::PinnedBuffer copies_;  // Of the partial sums.
+  // Of landings that are over: freeing them would wait for everybody's work.
+  mutable std::vector<cuda::DeviceBuffer> spare_;
 };
 
 }  // namespace trims

@@ -55,6 +55,8 @@ constexpr size_t kDirectLanes = 2 * DirectFiles::kReadsAtOnce;
 constexpr uint64_t kDirectChunkBytes = kMiB;  // Smaller ones are read ahead by the system.
 constexpr uint64_t kDirectModelBytes = 64 * kMiB;
 constexpr uint64_t kSliceBytes = PinnedExtent::kSliceBytes;  // A copy: a millisecond of the link.
+constexpr uint64_t kPeerSliceBytes = 512 * kMiB;             // The same for NVLink.
+static_assert(kPeerSliceBytes % kUniversalHashBlockBytes == 0);
 constexpr std::string_view kProofPrefix = "uh1:";
 
 std::string ProofText(const HashValue& value) {
@@ -237,7 +239,10 @@ class DeviceTier final : public Tier {
     std::vector<Task> tasks;
     size_t windows = 0;  // Of both kinds.
     size_t direct_reads = 0;
+    size_t peer_slices = 0;
     std::unique_ptr<const DirectFiles> direct;  // Where it is worth it.
+    // Of a load that comes from a peer as a whole: its bytes are hashed as they land.
+    std::unique_ptr<DeviceHash::Landing> landing;
   };
 
   Result<std::vector<ResidentExtent>> LoadOnce(const LoadJob& job, bool use_peers,
@@ -420,7 +425,18 @@ Result<std::vector<ResidentExtent>> DeviceTier::LoadOnce(const LoadJob& job, boo
     }
     RETURN_IF_ERROR(job.source->CheckUnchanged());
   }
-  ASSIGN_OR_RETURN(const Plan plan, MakePlan(job, fillings));
+  ASSIGN_OR_RETURN(Plan plan, MakePlan(job, fillings));
+  std::vector<DeviceHash::Range> ranges;
+  bool all_peers = true;
+  for (const Filling& filling : fillings) {
+    ranges.push_back({filling.allocation->pointer(), filling.bytes});
+    all_peers = all_peers && filling.peer != nullptr;
+  }
+  if (all_peers) {
+    Result<std::unique_ptr<DeviceHash::Landing>> landing =
+        hash_->BeginLanding(ranges, plan.peer_slices);
+    if (landing.ok()) plan.landing = std::move(landing).value();  // Else afterwards, as others.
+  }
   const Status filled = Fill(job, plan, fillings, progress);
   if (filled.code() == StatusCode::kDataLoss || filled.code() == StatusCode::kOutOfRange) {
     // A file that is being written explains both, and is not a damaged one.
@@ -430,12 +446,10 @@ Result<std::vector<ResidentExtent>> DeviceTier::LoadOnce(const LoadJob& job, boo
   RETURN_IF_ERROR(filled);
 
   // From here on nothing is in flight and no byte changes any more.
-  std::vector<DeviceHash::Range> ranges;
-  for (const Filling& filling : fillings) {
-    ranges.push_back({filling.allocation->pointer(), filling.bytes});
-  }
   ASSIGN_OR_RETURN(const std::vector<HashValue> hashes,
-                   hash_->Hash(ranges, [&](uint64_t) { return progress.CheckWanted(); }));
+                   plan.landing != nullptr
+                       ? plan.landing->Finish()
+                       : hash_->Hash(ranges, [&](uint64_t) { return progress.CheckWanted(); }));
   std::vector<ResidentExtent> resident;
   resident.reserve(fillings.size());
   for (size_t i = 0; i < fillings.size(); ++i) {
@@ -540,9 +554,12 @@ Result<DeviceTier::Plan> DeviceTier::MakePlan(const LoadJob& job,
   for (uint32_t e = 0; e < fillings.size(); ++e) {
     const Filling& filling = fillings[e];
     if (filling.peer == nullptr && filling.pinned == nullptr) continue;
-    for (uint64_t at = 0; at < filling.bytes; at += kSliceBytes) {
-      const uint64_t end = std::min(filling.bytes, at + kSliceBytes);
-      copies.push_back({.kind = filling.peer != nullptr ? Task::Kind::kPeer : Task::Kind::kHost,
+    const bool is_peer = filling.peer != nullptr;
+    const uint64_t slice = is_peer ? kPeerSliceBytes : kSliceBytes;
+    for (uint64_t at = 0; at < filling.bytes; at += slice) {
+      const uint64_t end = std::min(filling.bytes, at + slice);
+      if (is_peer) ++plan.peer_slices;
+      copies.push_back({.kind = is_peer ? Task::Kind::kPeer : Task::Kind::kHost,
                         .extent = e,
                         .begin = at,
                         .end = end,
@@ -673,6 +690,9 @@ Status DeviceTier::Do(const LoadJob& job, const Plan& plan, const Task& task, Fi
       const Allocation& from = *filling.peer;
       RETURN_IF_ERROR(
           use.stream().CopyFromPeer(to, from.context(), from.pointer() + task.begin, bytes));
+      if (plan.landing != nullptr) {
+        RETURN_IF_ERROR(plan.landing->Queue(use.stream(), task.extent, task.begin, bytes));
+      }
       return use.Queued(task.progress_bytes);
     }
     case Task::Kind::kHost: {
@@ -849,7 +869,7 @@ Result<std::unique_ptr<Tier>> MakeDeviceTier(const DeviceTierOptions& options) {
   ASSIGN_OR_RETURN(const uint64_t granularity, cuda::PhysicalMemory::Granularity(device));
   ASSIGN_OR_RETURN(cuda::Context retained, cuda::Context::Retain(device));
   const auto context = std::make_shared<const cuda::Context>(std::move(retained));
-  ASSIGN_OR_RETURN(std::unique_ptr<DeviceHash> hash, DeviceHash::Make(*context, options.key));
+  ASSIGN_OR_RETURN(std::unique_ptr<DeviceHash> hash, DeviceHash::Make(context, options.key));
   return std::unique_ptr<Tier>(
       std::make_unique<DeviceTier>(options, context, std::move(hash), granularity));
 }
