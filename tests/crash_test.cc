@@ -14,18 +14,6 @@ namespace {
 
 constexpr int kClients = 16;
 
-int Seconds() {
-  const char* text = ::getenv("TRIMS_SOAK_SECONDS");
-  return text != nullptr ? std::atoi(text) : 10;
-}
-
-uint64_t Seed() {
-  const char* text = ::getenv("TRIMS_TEST_SEED");
-  const uint64_t seed = text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device()();
-  std::printf("TRIMS_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
-  return seed;
-}
-
 // What the clients tell the test while they run: shared memory.
 struct Board {
   std::atomic<bool> stop;

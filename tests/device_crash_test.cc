@@ -9,18 +9,6 @@
 namespace trims::testing_support {
 namespace {
 
-int Seconds() {
-  const char* text = ::getenv("TRIMS_SOAK_SECONDS");
-  return text != nullptr ? std::atoi(text) : 10;
-}
-
-uint64_t Seed() {
-  const char* text = ::getenv("TRIMS_TEST_SEED");
-  const uint64_t seed = text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device()();
-  std::printf("TRIMS_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
-  return seed;
-}
-
 class DeviceCrashTest : public DeviceFixture {
  protected:
   // Room for three of four models on each device, so that loads and evictions never end.
@@ -130,6 +118,7 @@ TEST_F(DeviceCrashTest, KilledClientsLeaveNothingBehind) {
   EXPECT_GT(opens, 0U);
   EXPECT_EQ(control().Status().worker_restarts(), 0U);
   for (const auto& client : clients) EXPECT_TRUE(client->Ask("disconnect").ok());
+  clients.clear();  // As above.
   ExpectQuiet();
 }
 

@@ -16,6 +16,8 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -50,6 +52,20 @@ inline bool Eventually(const std::function<bool()>& condition, int seconds = 30)
 inline std::string DaemonBinary() {
   const char* const elsewhere = ::getenv("TRIMSD_BINARY");
   return elsewhere != nullptr ? elsewhere : TRIMSD_BINARY;
+}
+
+// How long a stress test goes on, and by which random numbers: what TRIMS_SOAK_SECONDS and
+// TRIMS_TEST_SEED say, else 10 s and others each time.
+inline int Seconds() {
+  const char* text = ::getenv("TRIMS_SOAK_SECONDS");
+  return text != nullptr ? std::atoi(text) : 10;
+}
+
+inline uint64_t Seed() {
+  const char* text = ::getenv("TRIMS_TEST_SEED");
+  const uint64_t seed = text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device()();
+  std::printf("TRIMS_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  return seed;
 }
 
 inline int CountDescriptors(pid_t pid) {

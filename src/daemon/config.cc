@@ -429,20 +429,24 @@ std::string ShowKeepAlive(const DaemonConfig& config) {
   return config.keep_alive ? FormatDuration(*config.keep_alive) : kForever;
 }
 
-Expected SetHostCapacity(DaemonConfig& config, std::string_view text) {
+constexpr char kOfHost[] = "the machine's memory";
+constexpr char kOfDevice[] = "each device's memory";
+template <auto Member, const char* kWhose>
+Expected SetCapacity(DaemonConfig& config, std::string_view text) {
   if (Lower(text) == kAuto) {
-    config.host_capacity_bytes = std::nullopt;
+    config.*Member = std::nullopt;
     return kAccepted;
   }
   const auto bytes = ParseSize(text);
   if (!bytes.ok() || *bytes == 0) {
-    return std::string(kExpectedSize) + ", or auto for memory_percentage of the machine's memory";
+    return std::string(kExpectedSize) + ", or auto for memory_percentage of " + kWhose;
   }
-  config.host_capacity_bytes = *bytes;
+  config.*Member = *bytes;
   return kAccepted;
 }
-std::string ShowHostCapacity(const DaemonConfig& config) {
-  return config.host_capacity_bytes ? ExactSize(*config.host_capacity_bytes) : kAuto;
+template <auto Member>
+std::string ShowCapacity(const DaemonConfig& config) {
+  return config.*Member ? ExactSize(*(config.*Member)) : kAuto;
 }
 
 Expected SetSlabBytes(DaemonConfig& config, std::string_view text) {
@@ -456,22 +460,6 @@ Expected SetSlabBytes(DaemonConfig& config, std::string_view text) {
   return kAccepted;
 }
 std::string ShowSlabBytes(const DaemonConfig& config) { return ExactSize(config.slab_bytes); }
-
-Expected SetDeviceCapacity(DaemonConfig& config, std::string_view text) {
-  if (Lower(text) == kAuto) {
-    config.device_capacity_bytes = std::nullopt;
-    return kAccepted;
-  }
-  const auto bytes = ParseSize(text);
-  if (!bytes.ok() || *bytes == 0) {
-    return std::string(kExpectedSize) + ", or auto for memory_percentage of each device's memory";
-  }
-  config.device_capacity_bytes = *bytes;
-  return kAccepted;
-}
-std::string ShowDeviceCapacity(const DaemonConfig& config) {
-  return config.device_capacity_bytes ? ExactSize(*config.device_capacity_bytes) : kAuto;
-}
 
 // What stands between commas, without spaces around it.
 std::vector<std::string_view> SplitList(std::string_view text) {
@@ -607,8 +595,8 @@ constexpr Setting kSettings[] = {
     {"keep_alive", "", Kind::kQuantity, "DURATION", true, "", SetKeepAlive, ShowKeepAlive,
      "How long a model stays after its last use: 5m, 0 or forever. Clients may ask otherwise for "
      "theirs."},
-    {"host_capacity_bytes", "", Kind::kQuantity, "SIZE", true, "", SetHostCapacity,
-     ShowHostCapacity,
+    {"host_capacity_bytes", "", Kind::kQuantity, "SIZE", true, "",
+     SetCapacity<&C::host_capacity_bytes, kOfHost>, ShowCapacity<&C::host_capacity_bytes>,
      "Host memory that models may take together; auto is memory_percentage of the machine's "
      "memory."},
     {"use_hugetlb", "", Kind::kBool, "BOOL", false, "", SetBool<&C::use_hugetlb>,
@@ -619,8 +607,8 @@ constexpr Setting kSettings[] = {
     {"devices", "", Kind::kText, "LIST", false, "", SetDevices, ShowText<&C::devices>,
      "GPUs that models may be resident on: all, none, or numbers and UUIDs with commas between "
      "them."},
-    {"device_capacity_bytes", "", Kind::kQuantity, "SIZE", false, "", SetDeviceCapacity,
-     ShowDeviceCapacity,
+    {"device_capacity_bytes", "", Kind::kQuantity, "SIZE", false, "",
+     SetCapacity<&C::device_capacity_bytes, kOfDevice>, ShowCapacity<&C::device_capacity_bytes>,
      "Memory of each GPU that models may take together; auto is memory_percentage of the GPU's "
      "memory."},
     {"pinned_pool_bytes", "", Kind::kQuantity, "SIZE", false, "",
