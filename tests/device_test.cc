@@ -52,7 +52,8 @@ TEST_F(DeviceTest, AllClientsComputeOnOneCopy) {
   // A real driver takes some for its own tables.
   const uint64_t slack = OnRealGpu() ? used / 4 : 0;
   // The measurement of the links at start has 64 MiB of each device for a moment.
-  EXPECT_TRUE(Eventually([&] { return FreeBytes() + slack >= free; })) << FreeBytes() << " of " << free;
+  EXPECT_TRUE(Eventually([&] { return FreeBytes() + slack >= free; }))
+      << FreeBytes() << " of " << free;
   EXPECT_EQ(Loads("m", Tier()), 1);
 }
 
