@@ -58,7 +58,7 @@ class CopyBench final {
   const std::vector<CopyFigures>& figures() const { return figures_; }
 
  private:
-  std::string Name(const BenchDevice& device) const { return names_.Text("gpu:" + device.uuid()); }
+  std::string Name(const BenchDevice& device) const { return names_.DeviceText(device.uuid()); }
 
   Status Measure(CopyFigures figures, const std::function<Result<double>()>& once) {
     bar_.Update({.label = figures.text});
@@ -171,8 +171,8 @@ Result<std::string> OnlyDevice(const std::string& typed, const TierNames& names,
   const std::string tier = names.Resolve(typed);
   std::string visible;
   for (const BenchDevice& device : devices) {
-    if (tier == "gpu:" + device.uuid()) return device.uuid();
-    visible += (visible.empty() ? "" : ", ") + names.Text("gpu:" + device.uuid());
+    if (tier == DeviceTierName(device.uuid())) return device.uuid();
+    visible += (visible.empty() ? "" : ", ") + names.DeviceText(device.uuid());
   }
   return NotFoundError("this process sees no device " + typed + "; it sees " + visible);
 }
@@ -190,7 +190,7 @@ Json FiguresJson(const CopyFigures& figures) {
 Json MachineJson(const std::vector<BenchDevice>& devices, const TierNames& names) {
   Json list = Json::array();
   for (const BenchDevice& device : devices) {
-    list.push_back({{"device", names.Text("gpu:" + device.uuid())},
+    list.push_back({{"device", names.DeviceText(device.uuid())},
                     {"uuid", device.uuid()},
                     {"name", device.name()},
                     {"total_bytes", device.total_bytes()}});
@@ -203,7 +203,7 @@ void PrintFigures(const std::vector<CopyFigures>& all, const Result<std::vector<
   std::string machine = std::to_string(std::thread::hardware_concurrency()) + " cores";
   if (gpus.ok()) {
     for (const BenchDevice& device : *gpus) {
-      machine += ", " + names.Text("gpu:" + device.uuid()) + " is " + device.name();
+      machine += ", " + names.DeviceText(device.uuid()) + " is " + device.name();
     }
   }
   Print("Copies on this machine, without the daemon (" + Printable(machine) + ")\n\n");

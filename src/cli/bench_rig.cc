@@ -142,8 +142,8 @@ Result<BenchPlace> BenchRig::FindPlace(const std::string& tier) const {
   const std::string wanted = names.Resolve(tier);
   std::string served;
   for (const v1::DeviceView& device : status_.devices()) {
-    const std::string text = names.Text("gpu:" + device.uuid());
-    if (wanted == "gpu:" + device.uuid()) {
+    const std::string text = names.DeviceText(device.uuid());
+    if (wanted == DeviceTierName(device.uuid())) {
       if (!device.tier().empty() && device.ready()) {
         return BenchPlace{.tier = device.tier(), .uuid = device.uuid(), .text = text};
       }

@@ -413,6 +413,17 @@ TEST_F(CliTest, DevicesAreChosenByNumberUuidOrAlone) {
               HasSubstr("drains from gpu:0"));
 }
 
+TEST_F(CliTest, ANumberThatNoDeviceHasIsNotTakenForADigitOfItsUuid) {
+  backend_.ChangeStatus([](v1::GetStatusResponse* status) {
+    v1::DeviceView* device = status->add_devices();
+    device->set_uuid("GPU-7ac0da");
+    device->set_tier("gpu:GPU-7ac0da");
+  });
+  StartDaemon();
+  EXPECT_EQ(Run({"load", "lenet:1", "--device", "gpu:7"}).code, 3);
+  EXPECT_EQ(backend_.load_requests().back().tier(), "gpu:7");
+}
+
 TEST_F(CliTest, WrongDevicesAreExplained) {
   StartDaemon();
   for (const char* command : {"load", "pin", "unpin", "evict", "verify", "leases"}) {

@@ -110,8 +110,8 @@ Finding PeersFinding(const GpuProbe& probe, const TierNames& names) {
   std::string pairs;
   for (const GpuView& device : probe.devices) {
     for (const std::string& peer : device.unreachable_peers) {
-      pairs += (pairs.empty() ? "" : ", ") + names.Text("gpu:" + device.uuid) + " from " +
-               names.Text("gpu:" + peer);
+      pairs += (pairs.empty() ? "" : ", ") + names.DeviceText(device.uuid) + " from " +
+               names.DeviceText(peer);
     }
   }
   if (pairs.empty()) return Good("gpu peers", "all devices read each other directly");
@@ -204,7 +204,7 @@ GpuFindings CheckGpus(const std::optional<v1::GetStatusResponse>& daemon) {
   if (probe.ok()) {
     for (const GpuView& device : probe->devices) {
       // The daemon's number where it has one: that is what other commands accept.
-      const std::string tier = "gpu:" + device.uuid;
+      const std::string tier = DeviceTierName(device.uuid);
       const std::string name = names.Text(tier);
       findings.push_back(
           DeviceFinding(device, name == tier ? "gpu #" + std::to_string(device.ordinal) : name));
@@ -213,7 +213,7 @@ GpuFindings CheckGpus(const std::optional<v1::GetStatusResponse>& daemon) {
   }
   if (daemon) {
     for (const v1::DeviceView& device : daemon->devices()) {
-      findings.push_back(ServedFinding(device, *daemon, names.Text("gpu:" + device.uuid())));
+      findings.push_back(ServedFinding(device, *daemon, names.DeviceText(device.uuid())));
     }
     CompareViews(probe, *daemon, &findings);
   }

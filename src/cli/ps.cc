@@ -90,7 +90,7 @@ std::string TierLines(const v1::GetStatusResponse& status, const TierNames& name
   }
   for (const v1::DeviceView& device : status.devices()) {
     if (!device.tier().empty() || device.ready()) continue;
-    text += names.Text("gpu:" + device.uuid(), whole) + " " + Printable(device.name()) +
+    text += names.DeviceText(device.uuid(), whole) + " " + Printable(device.name()) +
             ": not served: " + Printable(device.state()) + "\n";
   }
   return text;

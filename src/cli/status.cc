@@ -24,7 +24,7 @@ std::string LinksText(const v1::DeviceView& device, const TierNames& names) {
   std::string text;
   for (const v1::LinkView& link : device.links()) {
     if (!text.empty()) text += ", ";
-    text += "from " + (link.from() == "host" ? link.from() : names.Text("gpu:" + link.from()));
+    text += "from " + (link.from() == "host" ? link.from() : names.DeviceText(link.from()));
     text += link.bytes_per_second() > 0 ? " " + RateText(link.bytes_per_second()) : " not measured";
     if (link.from() != "host" && !link.direct()) text += " (through the host)";
   }
@@ -35,7 +35,7 @@ std::string DeviceTable(const v1::GetStatusResponse& response, const TierNames& 
   Table table({"DEVICE", "NAME", "UUID", "STATE", ">FREE", ">TOTAL", "LOAD BUFFERS", "LINKS"});
   for (const v1::DeviceView& device : response.devices()) {
     table.AddRow(
-        {names.Text("gpu:" + device.uuid()), device.name(), device.uuid(), device.state(),
+        {names.DeviceText(device.uuid()), device.name(), device.uuid(), device.state(),
          device.ready() ? FormatSize(device.free_bytes()) : "", FormatSize(device.total_bytes()),
          device.pinned_pool_bytes_max() == 0 ? ""
                                              : FormatSize(device.pinned_pool_bytes()) + " of " +

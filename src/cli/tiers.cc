@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
-#include <optional>
 
 #include "cli/connection.h"
 
@@ -12,7 +11,6 @@ namespace trims::cli {
 namespace {
 
 constexpr std::string_view kGpu = "gpu";
-constexpr std::string_view kGpuColon = "gpu:";
 
 std::string Lower(std::string_view text) {
   std::string lower(text);
@@ -20,19 +18,10 @@ std::string Lower(std::string_view text) {
   return lower;
 }
 
-std::optional<uint32_t> Ordinal(std::string_view text) {
-  uint32_t ordinal = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), ordinal);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return ordinal;
-}
-
-// Whether a UUID begins with `typed`, which may lack the "GPU-" in front.
-bool Begins(const std::string& uuid, const std::string& typed) {
-  const std::string whole = Lower(uuid);
-  const size_t dash = whole.find('-');
-  return whole.starts_with(typed) ||
-         (dash != std::string::npos && whole.substr(dash + 1).starts_with(typed));
+bool IsNumber(std::string_view text) {
+  uint32_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size();
 }
 
 }  // namespace
@@ -50,42 +39,32 @@ TierNames TierNames::Ask(Connection& daemon) {
 }
 
 std::string TierNames::Text(const std::string& tier, bool whole) const {
-  if (whole || !tier.starts_with(kGpuColon)) return tier;
-  for (const Device& device : devices_) {
-    if (tier.substr(kGpuColon.size()) == device.uuid) {
-      return std::string(kGpuColon) + std::to_string(device.ordinal);
+  if (whole) return tier;
+  for (const NumberedDevice& device : devices_) {
+    if (tier == DeviceTierName(device.uuid)) {
+      return std::string(kDeviceTierPrefix) + std::to_string(*device.ordinal);
     }
   }
   return tier;
 }
 
+std::string TierNames::DeviceText(const std::string& uuid, bool whole) const {
+  return Text(DeviceTierName(uuid), whole);
+}
+
 std::string TierNames::Resolve(const std::string& typed) const {
-  const auto name = [](const Device& device) { return std::string(kGpuColon) + device.uuid; };
-  if (typed == kGpu) return devices_.size() == 1 ? name(devices_.front()) : typed;
-  if (!typed.starts_with(kGpuColon) || typed.size() == kGpuColon.size()) return typed;
-  const std::string rest = Lower(typed.substr(kGpuColon.size()));
-  if (const std::optional<uint32_t> ordinal = Ordinal(rest)) {
-    for (const Device& device : devices_) {
-      if (device.ordinal == *ordinal) return name(device);
-    }
-  }
-  const Device* found = nullptr;
-  for (const Device& device : devices_) {
-    if (!Begins(device.uuid, rest)) continue;
-    if (found != nullptr) return typed;
-    found = &device;
-  }
-  return found != nullptr ? name(*found) : typed;
+  const std::vector<size_t> found = MatchDevices(typed, devices_);
+  return found.size() == 1 ? DeviceTierName(devices_[found[0]].uuid) : typed;
 }
 
 Result<std::string> DeviceTier(const std::string& typed) {
   const std::string lower = Lower(typed);
   if (lower == kGpu) return std::string(kGpu);
-  if (lower.starts_with(kGpuColon) && lower.size() > kGpuColon.size()) {
-    return std::string(kGpuColon) + typed.substr(kGpuColon.size());
+  if (lower.starts_with(kDeviceTierPrefix) && lower.size() > kDeviceTierPrefix.size()) {
+    return std::string(kDeviceTierPrefix) + typed.substr(kDeviceTierPrefix.size());
   }
-  if (lower.starts_with("gpu-") || lower.starts_with("mig-") || Ordinal(lower)) {
-    return std::string(kGpuColon) + typed;
+  if (lower.starts_with("gpu-") || lower.starts_with("mig-") || IsNumber(lower)) {
+    return std::string(kDeviceTierPrefix) + typed;
   }
   return InvalidArgumentError(
       "\"" + typed +

@@ -2,10 +2,10 @@
 // "gpu:GPU-fa4e…". Values; no thread rule.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "base/device_names.h"
 #include "base/status.h"
 
 namespace CLI {
@@ -30,18 +30,14 @@ class TierNames final {
   // For people: "gpu:0" as the daemon counts. With `whole`, and for what is no device
   // of the daemon, the name as it is.
   std::string Text(const std::string& tier, bool whole = false) const;
+  std::string DeviceText(const std::string& uuid, bool whole = false) const;  // Of its tier.
 
-  // The daemon's name for what people type: "gpu:0", "gpu:fa4e" (the first digits of a UUID),
-  // "gpu" where there is one device. What means no device, or several, stays as it is, and
-  // the daemon says what is wrong with it.
+  // The daemon's name for what people type (MatchDevices). What means no device, or several,
+  // stays as it is, and the daemon says what is wrong with it.
   std::string Resolve(const std::string& typed) const;
 
  private:
-  struct Device {
-    uint32_t ordinal = 0;
-    std::string uuid;
-  };
-  std::vector<Device> devices_;
+  std::vector<NumberedDevice> devices_;
 };
 
 // Makes a tier's name of what is accepted after --device: "gpu:0", "0", "gpu", or a UUID with or

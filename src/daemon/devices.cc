@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/device_names.h"
 #include "base/limits.h"
 #include "daemon/log.h"
 
@@ -47,7 +48,7 @@ const Status& Devices::driver() const { return state_->driver; }
 const std::string& Devices::driver_version() const { return state_->version; }
 std::vector<DeviceFacts> Devices::Facts() const { return {}; }
 std::string Devices::WhyNotServed(const std::string&) const { return state_->driver.message(); }
-std::optional<std::string> Devices::TierOfOrdinal(int) const { return std::nullopt; }
+std::optional<uint32_t> Devices::OrdinalOf(const std::string&) const { return std::nullopt; }
 uint64_t Devices::host_pinned_bytes() const { return 0; }
 bool Devices::is_host_pinning() const { return false; }
 std::string Devices::MeasureLinks(const std::string&) { return ""; }
@@ -125,7 +126,8 @@ struct Devices::State {
 
   const Served* Find(const std::string& tier) const {
     for (const Served& served : devices) {
-      if (served.borrowed != nullptr && DeviceTierName(served.device) == tier) return &served;
+      if (served.borrowed != nullptr && DeviceTierName(served.device.uuid()) == tier)
+        return &served;
     }
     return nullptr;
   }
@@ -288,12 +290,10 @@ std::string Devices::WhyNotServed(const std::string& uuid) const {
   return served.empty() ? "it serves no device" : "it serves " + served;
 }
 
-std::optional<std::string> Devices::TierOfOrdinal(int ordinal) const {
-  for (const Served& each : state_->devices) {
-    if (each.device.ordinal() == ordinal && each.borrowed != nullptr)
-      return DeviceTierName(each.device);
-  }
-  return std::nullopt;
+std::optional<uint32_t> Devices::OrdinalOf(const std::string& tier) const {
+  const Served* const served = state_->Find(tier);
+  if (served == nullptr) return std::nullopt;
+  return static_cast<uint32_t>(served->device.ordinal());
 }
 
 uint64_t Devices::host_pinned_bytes() const {
@@ -333,25 +333,22 @@ double Devices::State::MeasureFromPeer(const Served& to, const Served& from) con
 std::string Devices::MeasureLinks(const std::string& known) {
   const nlohmann::json before = nlohmann::json::parse(known, nullptr, /*allow_exceptions=*/false);
   nlohmann::json measured = nlohmann::json::object();
+  const auto take = [&](const Served& to, const std::string& from,
+                        const std::function<double()>& measure) {
+    const std::string key = to.device.uuid() + " " + from;
+    double rate = before.is_object() ? before.value(key, 0.0) : 0.0;
+    if (rate <= 0) rate = measure();
+    if (rate <= 0) return;
+    measured[key] = rate;
+    const std::lock_guard lock(state_->mutex);
+    state_->rates[{to.device.uuid(), from}] = rate;
+  };
   for (const Served& to : state_->devices) {
     if (to.borrowed == nullptr) continue;
-    for (const Served* from : [&] {
-           std::vector<const Served*> senders = {nullptr};  // The host.
-           for (const Served& other : state_->devices) {
-             if (other.borrowed != nullptr && &other != &to) senders.push_back(&other);
-           }
-           return senders;
-         }()) {
-      const std::string name = from == nullptr ? kHost : from->device.uuid();
-      const std::string key = to.device.uuid() + " " + name;
-      double rate = before.is_object() ? before.value(key, 0.0) : 0.0;
-      if (rate <= 0) {
-        rate = from == nullptr ? state_->MeasureFromHost(to) : state_->MeasureFromPeer(to, *from);
-      }
-      if (rate <= 0) continue;
-      measured[key] = rate;
-      const std::lock_guard lock(state_->mutex);
-      state_->rates[{to.device.uuid(), name}] = rate;
+    take(to, kHost, [&] { return state_->MeasureFromHost(to); });
+    for (const Served& from : state_->devices) {
+      if (from.borrowed == nullptr || &from == &to) continue;
+      take(to, from.device.uuid(), [&] { return state_->MeasureFromPeer(to, from); });
     }
   }
   return measured.dump();

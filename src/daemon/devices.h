@@ -70,8 +70,8 @@ class Devices final {
   std::vector<DeviceFacts> Facts() const;
   // Why a device is not served, for a client that asked for it by UUID.
   std::string WhyNotServed(const std::string& uuid) const;
-  // The name of the tier of a served device; as this process counts.
-  std::optional<std::string> TierOfOrdinal(int ordinal) const;
+  // The number of the device that a tier is on, as this process counts.
+  std::optional<uint32_t> OrdinalOf(const std::string& tier) const;
   // Of the host tier: pinned for copies to devices.
   uint64_t host_pinned_bytes() const;
   bool is_host_pinning() const;

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 
+#include "base/device_names.h"
 #include "base/limits.h"
 #include "daemon/log.h"
 #include "ipc/frame.h"
@@ -281,7 +282,7 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id,
   request.is_admin = session.is_admin;
   if (open->tier() != v1::TierKind::Host) {
     const std::string uuid = open->device_uuid() == nullptr ? "" : open->device_uuid()->str();
-    const auto tier = registry_->TierByName("gpu:" + uuid);
+    const auto tier = registry_->TierByName(DeviceTierName(uuid));
     if (!tier) {
       SendFailed(session, request_id,
                  FailedPreconditionError(
@@ -472,8 +473,8 @@ bool LeaseServer::HandleReattach(Session& session, uint64_t request_id,
   const auto granularity = static_cast<store::Granularity>(reattach->granularity());
   std::optional<store::TierIndex> tier = 0;
   if (reattach->tier() != v1::TierKind::Host) {
-    tier = registry_->TierByName(
-        "gpu:" + (reattach->device_uuid() == nullptr ? "" : reattach->device_uuid()->str()));
+    tier = registry_->TierByName(DeviceTierName(
+        reattach->device_uuid() == nullptr ? "" : reattach->device_uuid()->string_view()));
   }
   if (!digest.ok() || !tier || granularity < store::Granularity::kModel ||
       granularity > store::Granularity::kLayer) {

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "base/device_names.h"
 #include "base/limits.h"
 #include "daemon/log.h"
 
@@ -33,7 +34,6 @@ constexpr char kRhoKey[] = "rho";
 // Entries about devices: the worker's own, kept from one to the next.
 constexpr char kDevicePrefix[] = "device/";
 constexpr char kLinksKey[] = "device/links";
-constexpr char kDeviceTierPrefix[] = "gpu:";
 
 // Memory of a process that was killed comes back a moment after its connection ended, and
 // what is freed here takes a moment, too: a load that finds none tries again.
@@ -264,28 +264,15 @@ std::optional<store::TierIndex> Registry::TierByName(const std::string& name) co
 
 Result<store::TierIndex> Registry::ResolveTier(const std::string& text) const {
   if (const auto tier = TierByName(text)) return *tier;
-  std::vector<store::TierIndex> found;
-  std::string known;
-  if (text == "gpu" && tiers_.size() == 2) found.push_back(1);
-  if (text.starts_with(kDeviceTierPrefix) && text.size() > sizeof kDeviceTierPrefix - 1) {
-    const std::string rest = text.substr(sizeof kDeviceTierPrefix - 1);
-    if (rest.size() <= 4 && rest.find_first_not_of("0123456789") == std::string::npos) {
-      const auto name =
-          devices_ == nullptr ? std::nullopt : devices_->TierOfOrdinal(std::stoi(rest));
-      if (name) found.push_back(*TierByName(*name));
-    } else {
-      for (store::TierIndex i = 1; i < tiers_.size(); ++i) {
-        const std::string uuid = tiers_[i]->name().substr(sizeof kDeviceTierPrefix - 1);
-        // With or without "GPU-" in front.
-        for (const std::string& candidate : {uuid, uuid.substr(std::min<size_t>(4, uuid.size()))}) {
-          if (::strncasecmp(candidate.c_str(), rest.c_str(), rest.size()) != 0) continue;
-          found.push_back(i);
-          break;
-        }
-      }
-    }
+  std::vector<NumberedDevice> devices;
+  for (size_t i = 1; i < tiers_.size(); ++i) {
+    const std::string& name = tiers_[i]->name();
+    devices.push_back({devices_ == nullptr ? std::nullopt : devices_->OrdinalOf(name),
+                       name.substr(kDeviceTierPrefix.size())});
   }
-  if (found.size() == 1) return found[0];
+  const std::vector<size_t> found = MatchDevices(text, devices);
+  if (found.size() == 1) return static_cast<store::TierIndex>(found[0] + 1);
+  std::string known;
   for (const auto& tier : tiers_) known += (known.empty() ? "" : ", ") + tier->name();
   std::string why;
   if (found.size() > 1) {
@@ -1091,8 +1078,7 @@ std::shared_ptr<const LentReplica> Registry::LentReplicaOf(const ReplicaKey& key
   lent->manifest = contents->manifest;
   lent->index = index;
   lent->directory = contents->directory;
-  if (key.tier != 0)
-    lent->device_uuid = tiers_[key.tier]->name().substr(sizeof kDeviceTierPrefix - 1);
+  if (key.tier != 0) lent->device_uuid = tiers_[key.tier]->name().substr(kDeviceTierPrefix.size());
   for (const ExtentSpec& spec : layout->extents) {
     const auto extent = extents_.find({key.tier, spec.key});
     TRIMS_CHECK(extent != extents_.end());  // The store leases only what is resident.

@@ -34,6 +34,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/device_names.h"
 #include "base/format.h"
 #include "base/hash.h"
 #include "cuda/memory.h"
@@ -195,7 +196,7 @@ class DeviceTier final : public Tier {
   DeviceTier(const DeviceTierOptions& options, std::shared_ptr<const cuda::Context> context,
              std::unique_ptr<DeviceHash> hash, uint64_t granularity)
       : options_(options),
-        name_(DeviceTierName(options.device)),
+        name_(DeviceTierName(options.device.uuid())),
         context_(std::move(context)),
         hash_(std::move(hash)),
         granularity_(granularity),
@@ -845,8 +846,6 @@ Status DeviceTier::NameDamage(const Allocation& allocation, const ExtentSpec& sp
 }
 
 }  // namespace
-
-std::string DeviceTierName(const cuda::Device& device) { return "gpu:" + device.uuid(); }
 
 uint64_t PinnedPoolBytes(const Tier& device_tier) {
   return static_cast<const DeviceTier&>(device_tier).pool().prepared_bytes();

@@ -39,9 +39,6 @@ struct DeviceTierOptions {
   HostPins* pins = nullptr;  // Borrowed, outlives the tier; null: host extents are not pinned.
 };
 
-// "gpu:" and the UUID of the device as the driver spells it.
-std::string DeviceTierName(const cuda::Device& device);
-
 // Retains the device's context (0.2 s, the first time in this process) and keeps it.
 // UNIMPLEMENTED when the device can not share memory between processes, or when
 // this build has no code for it.
