@@ -19,10 +19,6 @@ using std::chrono::steady_clock;
 
 constexpr uint64_t kPieceBytes = kGiB;
 
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
 }  // namespace
 
 struct BenchDevice::State {

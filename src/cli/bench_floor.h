@@ -2,6 +2,7 @@
 // measure once and return seconds; those of devices are in bench_device.h.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,9 @@
 #include "cli/interrupts.h"
 
 namespace trims::cli {
+
+double Seconds(std::chrono::steady_clock::time_point from,
+               std::chrono::steady_clock::time_point to);
 
 // Opening and closing, in seconds.
 struct OpenTimes {
