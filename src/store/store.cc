@@ -889,6 +889,7 @@ void Store::State::On(const EvictAsked& event) {
   for (Replica* replica : found) {
     const uint64_t used = tiers[replica->key.tier].used;
     const TierIndex tier = replica->key.tier;
+    Load* const load = FindLoad(replica->load);
     if (IsEvictable(*replica) ||
         (event.force && replica->state == ReplicaState::kReady && replica->leases == 0)) {
       Drop(*replica, Notify::Kind::kEvicted, "asked");
@@ -899,8 +900,7 @@ void Store::State::On(const EvictAsked& event) {
       MakeNotCurrent(*replica);
       Say(Notify::Kind::kDraining, *replica, "asked");
       ++result.draining;
-    } else if (const Load* load = FindLoad(replica->load);
-               replica->state == ReplicaState::kLoading && load != nullptr && load->cancelled &&
+    } else if (replica->state == ReplicaState::kLoading && load != nullptr && load->cancelled &&
                replica->waiters.empty()) {
       // Nobody waits for it any more: it goes as soon as its loader has noticed.
       ++result.cancelled;
@@ -913,12 +913,11 @@ void Store::State::On(const EvictAsked& event) {
                            " while it was loading; open it again to load it"));
       }
       replica->discard = true;
-      Load* running = FindLoad(replica->load);
-      if (running == nullptr || !running->adoption) {
+      if (load == nullptr || !load->adoption) {
         StopIfUnwanted(*replica);
-      } else if (!running->cancelled && running->dependents.empty()) {
-        running->cancelled = true;
-        out.emplace_back(CancelLoad{.load = running->id});
+      } else if (!load->cancelled && load->dependents.empty()) {
+        load->cancelled = true;
+        out.emplace_back(CancelLoad{.load = load->id});
       }
     } else {
       kept.push_back(replica);

@@ -80,7 +80,7 @@ Result<std::vector<HashValue>> DeviceHash::Hash(
   uint64_t queued_bytes = 0;
   const std::lock_guard lock(mutex_);
   const auto flush = [&]() -> Status {
-    RETURN_IF_ERROR(Flush(launches, sums));
+    RETURN_IF_ERROR(AddUp(partials_.pointer(), launches, sums));
     launches.clear();
     queued_partials = 0;
     return on_done(std::exchange(queued_bytes, 0));
@@ -114,28 +114,24 @@ Result<std::vector<HashValue>> DeviceHash::Hash(
   return values;
 }
 
-Status DeviceHash::Flush(std::span<const Launch> launches, std::vector<ChunkedHash>& sums) const {
+Status DeviceHash::AddUp(cuda::DevicePointer begin, std::span<const Launch> launches,
+                         std::vector<ChunkedHash>& sums) const {
   if (launches.empty()) return OkStatus();
   uint64_t count = 0;
   for (const Launch& launch : launches) count += launch.blocks;
-  const Status copied =
-      stream_.CopyToHost(copies_.data(), partials_.pointer(), count * sizeof(FieldElement));
+  const Status copied = stream_.CopyToHost(copies_.data(), begin, count * sizeof(FieldElement));
   Status finished = stream_.Synchronize();
   // A call of the driver may fail for a reason that passes, and nothing may be in flight.
   if (!finished.ok()) static_cast<void>(stream_.Synchronize());
   RETURN_IF_ERROR(copied);
   RETURN_IF_ERROR(finished);
   // SAFETY: pinned memory is aligned to pages and has just been filled by the copy.
-  AddUp(launches, reinterpret_cast<const FieldElement*>(copies_.data()), sums);
-  return OkStatus();
-}
-
-void DeviceHash::AddUp(std::span<const Launch> launches, const FieldElement* partials,
-                       std::vector<ChunkedHash>& sums) {
+  const auto* partials = reinterpret_cast<const FieldElement*>(copies_.data());
   for (const Launch& launch : launches) {
     sums[launch.range].AddPartials(launch.offset, launch.bytes, {partials, launch.blocks});
     partials += launch.blocks;
   }
+  return OkStatus();
 }
 
 // --- As bytes land ---------------------------------------------------------------------
@@ -194,17 +190,8 @@ Result<std::vector<HashValue>> DeviceHash::Landing::Finish() {
       size_t end = next;
       while (end < launches_.size() && count + launches_[end].blocks <= kPartials)
         count += launches_[end++].blocks;
-      const Status copied = hash_.stream_.CopyToHost(
-          hash_.copies_.data(), partials_.pointer() + done * sizeof(FieldElement),
-          count * sizeof(FieldElement));
-      Status finished = hash_.stream_.Synchronize();
-      // A call of the driver may fail for a reason that passes, and nothing may be in flight.
-      if (!finished.ok()) static_cast<void>(hash_.stream_.Synchronize());
-      RETURN_IF_ERROR(copied);
-      RETURN_IF_ERROR(finished);
-      // SAFETY: pinned memory is aligned to pages and has just been filled by the copy.
-      AddUp(std::span(launches_).subspan(next, end - next),
-            reinterpret_cast<const FieldElement*>(hash_.copies_.data()), sums);
+      RETURN_IF_ERROR(hash_.AddUp(partials_.pointer() + done * sizeof(FieldElement),
+                                  std::span(launches_).subspan(next, end - next), sums));
       done += count;
       next = end;
     }

@@ -24,6 +24,13 @@
 namespace trims {
 
 class DeviceHash final {
+  struct Launch {
+    size_t range;
+    uint64_t offset;
+    uint64_t bytes;
+    uint32_t blocks;
+  };
+
  public:
   // Loads the kernel. UNIMPLEMENTED when this build has no code for the device.
   static Result<std::unique_ptr<DeviceHash>> Make(std::shared_ptr<const cuda::Context> context,
@@ -37,15 +44,6 @@ class DeviceHash final {
     uint64_t bytes = 0;
   };
 
- private:
-  struct Launch {
-    size_t range;
-    uint64_t offset;
-    uint64_t bytes;
-    uint32_t blocks;
-  };
-
- public:
   // The hash of ranges that are being filled by copies, piece by piece as they land: beside the
   // copies, and not after them. Thread-safe.
   class Landing final {
@@ -87,9 +85,10 @@ class DeviceHash final {
              std::shared_ptr<const UniversalHashKey> key, cuda::Module module, cuda::Kernel kernel,
              cuda::Stream stream, cuda::DeviceBuffer partials, cuda::PinnedBuffer copies,
              uint32_t multiprocessors);
-  Status Flush(std::span<const Launch> launches, std::vector<ChunkedHash>& sums) const;
-  static void AddUp(std::span<const Launch> launches, const FieldElement* partials,
-                    std::vector<ChunkedHash>& sums);
+  // Brings the partial sums of `launches`, which begin at `begin`, to the host. Waits for all
+  // that the stream was given. Guarded by mutex_.
+  Status AddUp(cuda::DevicePointer begin, std::span<const Launch> launches,
+               std::vector<ChunkedHash>& sums) const;
   uint32_t BlocksFor(uint64_t bytes) const;
 
   const std::shared_ptr<const cuda::Context> context_;
