@@ -461,19 +461,6 @@ Expected SetSlabBytes(DaemonConfig& config, std::string_view text) {
 }
 std::string ShowSlabBytes(const DaemonConfig& config) { return ExactSize(config.slab_bytes); }
 
-// What stands between commas, without spaces around it.
-std::vector<std::string_view> SplitList(std::string_view text) {
-  std::vector<std::string_view> parts;
-  if (Trim(text).empty()) return parts;
-  for (bool more = true; more;) {
-    const size_t comma = std::min(text.find(','), text.size());
-    more = comma < text.size();
-    parts.push_back(Trim(text.substr(0, comma)));
-    text.remove_prefix(more ? comma + 1 : comma);
-  }
-  return parts;
-}
-
 Expected SetDevices(DaemonConfig& config, std::string_view text) {
   static constexpr char kExpected[] =
       "all, none, or numbers and UUIDs of GPUs with commas between them, such as "
@@ -497,16 +484,14 @@ Expected SetDevices(DaemonConfig& config, std::string_view text) {
   return kAccepted;
 }
 
-template <auto Member, bool kZeroIsOff>
+template <auto Member>
 Expected SetBytes(DaemonConfig& config, std::string_view text) {
-  if (kZeroIsOff && Lower(text) == kNone) {
+  if (Lower(text) == kNone) {
     config.*Member = 0;
     return kAccepted;
   }
   const auto bytes = ParseSize(text);
-  if (!bytes.ok() || (!kZeroIsOff && *bytes == 0)) {
-    return std::string(kExpectedSize) + (kZeroIsOff ? ", or none" : "");
-  }
+  if (!bytes.ok()) return std::string(kExpectedSize) + ", or none";
   config.*Member = *bytes;
   return kAccepted;
 }
@@ -541,9 +526,6 @@ Expected SetLeasedBytes(DaemonConfig& config, std::string_view text) {
   if (!bytes.ok() || *bytes == 0) return std::string(kExpectedSize) + ", or none for no limit";
   config.leased_bytes_per_uid_max = *bytes;
   return kAccepted;
-}
-std::string ShowLeasedBytes(const DaemonConfig& config) {
-  return config.leased_bytes_per_uid_max == 0 ? kNone : ExactSize(config.leased_bytes_per_uid_max);
 }
 
 // Everything the daemon can be told. Flags, variables, file keys, help, origins
@@ -611,12 +593,12 @@ constexpr Setting kSettings[] = {
      SetCapacity<&C::device_capacity_bytes, kOfDevice>, ShowCapacity<&C::device_capacity_bytes>,
      "Memory of each GPU that models may take together; auto is memory_percentage of the GPU's "
      "memory."},
-    {"pinned_pool_bytes", "", Kind::kQuantity, "SIZE", false, "",
-     SetBytes<&C::pinned_pool_bytes, true>, ShowBytes<&C::pinned_pool_bytes>,
+    {"pinned_pool_bytes", "", Kind::kQuantity, "SIZE", false, "", SetBytes<&C::pinned_pool_bytes>,
+     ShowBytes<&C::pinned_pool_bytes>,
      "Pinned host memory for each GPU that loads read files into, prepared in the background; "
      "none makes each load prepare its own."},
     {"scrub_bytes_per_second", "", Kind::kQuantity, "SIZE", true, "",
-     SetBytes<&C::scrub_bytes_per_second, true>, ShowBytes<&C::scrub_bytes_per_second>,
+     SetBytes<&C::scrub_bytes_per_second>, ShowBytes<&C::scrub_bytes_per_second>,
      "How fast resident bytes of each GPU are checked again in the background; none switches it "
      "off."},
     {"trusted_uids", "", Kind::kText, "LIST", true, "", SetTrustedUids, ShowTrustedUids,
@@ -636,7 +618,8 @@ constexpr Setting kSettings[] = {
      SetCount<&C::leases_per_uid_max, 1, std::numeric_limits<uint32_t>::max()>,
      ShowCount<&C::leases_per_uid_max>, "Leases that one user may hold."},
     {"leased_bytes_per_uid_max", "", Kind::kQuantity, "SIZE", true, "", SetLeasedBytes,
-     ShowLeasedBytes, "Bytes that one user may hold by leases; none is no limit."},
+     ShowBytes<&C::leased_bytes_per_uid_max>,
+     "Bytes that one user may hold by leases; none is no limit."},
 
     {"write_profile", "UPRD_WRITE_PROFILE", Kind::kBool, "BOOL", false, "",
      SetBool<&C::write_profile>, ShowBool<&C::write_profile>,
@@ -1143,6 +1126,18 @@ std::string DefaultConfigText() {
     text += "# " + key.key + " = " + (bare ? key.default_value : Quoted(key.default_value)) + "\n";
   }
   return text;
+}
+
+std::vector<std::string_view> SplitList(std::string_view text) {
+  std::vector<std::string_view> parts;
+  if (Trim(text).empty()) return parts;
+  for (bool more = true; more;) {
+    const size_t comma = std::min(text.find(','), text.size());
+    more = comma < text.size();
+    parts.push_back(Trim(text.substr(0, comma)));
+    text.remove_prefix(more ? comma + 1 : comma);
+  }
+  return parts;
 }
 
 Result<uint64_t> ParseSize(std::string_view text) {

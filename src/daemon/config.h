@@ -128,6 +128,8 @@ Result<uint64_t> ParseSize(std::string_view text);
 Result<std::optional<Duration>> ParseKeepAlive(std::string_view text);
 // "true", "false", "1", "0", any case.
 Result<bool> ParseBool(std::string_view text);
+// What stands between commas, without spaces around it. Views into `text`.
+std::vector<std::string_view> SplitList(std::string_view text);
 std::string FormatSize(uint64_t bytes);         // "528.0 MiB"
 std::string FormatDuration(Duration duration);  // "5m0s", "120us"
 

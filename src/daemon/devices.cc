@@ -66,16 +66,11 @@ constexpr char kHost[] = "host";
 // Whether the configuration's list names this device.
 bool IsNamed(const std::string& list, const cuda::Device& device) {
   if (list == "all") return true;
-  for (size_t at = 0; at < list.size();) {
-    const size_t comma = std::min(list.find(',', at), list.size());
-    const std::string word = list.substr(at, comma - at);
-    if (word == std::to_string(device.ordinal()) ||
-        ::strcasecmp(word.c_str(), device.uuid().c_str()) == 0) {
-      return true;
-    }
-    at = comma + 1;
-  }
-  return false;
+  const std::vector<std::string_view> words = SplitList(list);
+  return std::any_of(words.begin(), words.end(), [&device](std::string_view word) {
+    return word == std::to_string(device.ordinal()) ||
+           ::strcasecmp(std::string(word).c_str(), device.uuid().c_str()) == 0;
+  });
 }
 
 struct Served {
