@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/command.h"
@@ -62,6 +63,17 @@ Node Collect(const CLI::App& app, std::vector<std::string> path) {
   return node;
 }
 
+// What comes after a flag.
+struct ValueWords {
+  std::string_view flag;
+  std::string_view words;  // Empty: a directory.
+};
+constexpr ValueWords kValueWords[] = {
+    {"--runtime-dir", ""}, {"--tier", "host gpu:"},
+    {"--device", "gpu:"},  {"--from", "page-cache disk host peer:gpu:"},
+    {"--dir", ""},         {"--granularity", "auto model slab layer"},
+};
+
 std::string Join(const std::vector<std::string>& words, const std::string& separator) {
   std::string text;
   for (const std::string& word : words) text += (text.empty() ? "" : separator) + word;
@@ -103,6 +115,17 @@ void BashCases(const Node& node, const std::string& root_flags, std::string* tex
   for (const Node& child : node.children) BashCases(child, root_flags, text);
 }
 
+std::string BashValues() {
+  std::string text;
+  for (const ValueWords& value : kValueWords) {
+    const std::string words(value.words);
+    text += "    " + std::string(value.flag) + ")\n      mapfile -t COMPREPLY < <(compgen " +
+            (words.empty() ? "-d" : "-W \"" + words + "\"") +
+            " -- \"$current\")\n      return ;;\n";
+  }
+  return text;
+}
+
 std::string BashScript(const Node& root) {
   std::vector<std::string> value_flags;
   AddValueFlags(root, &value_flags);
@@ -140,22 +163,8 @@ std::string BashScript(const Node& root) {
          "    esac\n"
          "  done\n"
          "  COMPREPLY=()\n"
-         "  case \"$previous\" in\n"
-         "    --runtime-dir) mapfile -t COMPREPLY < <(compgen -d -- \"$current\"); return ;;\n"
-         "    --tier) mapfile -t COMPREPLY < <(compgen -W \"host gpu:\" -- \"$current\"); return "
-         ";;\n"
-         "    --device) mapfile -t COMPREPLY < <(compgen -W \"gpu:\" -- \"$current\"); return "
-         ";;\n"
-         "    --from)\n"
-         "      mapfile -t COMPREPLY < <(compgen -W \"page-cache disk host peer:gpu:\" -- "
-         "\"$current\")\n"
-         "      return ;;\n"
-         "    --dir) mapfile -t COMPREPLY < <(compgen -d -- \"$current\"); return ;;\n"
-         "    --granularity)\n"
-         "      mapfile -t COMPREPLY < <(compgen -W \"auto model slab layer\" -- \"$current\")\n"
-         "      return ;;\n"
-         "    " +
-         Join(value_flags, "|") +
+         "  case \"$previous\" in\n" +
+         BashValues() + "    " + Join(value_flags, "|") +
          ") return ;;\n"
          "  esac\n"
          "  case \"$command\" in\n" +
@@ -230,6 +239,16 @@ void ZshCases(const Node& node, const Node& root, std::string* text) {
   for (const Node& child : node.children) ZshCases(child, root, text);
 }
 
+std::string ZshValues() {
+  std::string text;
+  for (const ValueWords& value : kValueWords) {
+    const std::string words(value.words);
+    text += "    " + std::string(value.flag) + ") " +
+            (words.empty() ? "_files -/" : "compadd " + words) + "; return ;;\n";
+  }
+  return text;
+}
+
 std::string ZshScript(const Node& root) {
   std::vector<std::string> value_flags;
   AddValueFlags(root, &value_flags);
@@ -264,15 +283,8 @@ std::string ZshScript(const Node& root) {
          "    esac\n"
          "  done\n"
          "  local -a entries=()\n"
-         "  case \"$previous\" in\n"
-         "    --runtime-dir) _files -/; return ;;\n"
-         "    --tier) compadd host gpu:; return ;;\n"
-         "    --device) compadd gpu:; return ;;\n"
-         "    --from) compadd page-cache disk host peer:gpu:; return ;;\n"
-         "    --dir) _files -/; return ;;\n"
-         "    --granularity) compadd auto model slab layer; return ;;\n"
-         "    " +
-         Join(value_flags, "|") +
+         "  case \"$previous\" in\n" +
+         ZshValues() + "    " + Join(value_flags, "|") +
          ") return ;;\n"
          "  esac\n"
          "  case \"$command\" in\n" +
@@ -297,12 +309,12 @@ void FishFlags(const Node& node, const std::string& condition, std::string* text
     }
     if (flag.takes_value) {
       line += " -x";
-      if (flag.words.back() == "--tier") line += " -a 'host gpu:'";
-      if (flag.words.back() == "--device") line += " -a 'gpu:'";
-      if (flag.words.back() == "--from") line += " -a 'page-cache disk host peer:gpu:'";
-      if (flag.words.back() == "--dir") line += " -a '(__fish_complete_directories)'";
-      if (flag.words.back() == "--granularity") line += " -a 'auto model slab layer'";
-      if (flag.words.back() == "--runtime-dir") line += " -a '(__fish_complete_directories)'";
+      for (const ValueWords& value : kValueWords) {
+        if (flag.words.back() != value.flag) continue;
+        line += " -a '" +
+                (value.words.empty() ? "(__fish_complete_directories)" : std::string(value.words)) +
+                "'";
+      }
     }
     *text += line + " -d " + Quoted(flag.help, true) + "\n";
   }
