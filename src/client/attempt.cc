@@ -23,9 +23,6 @@ constexpr uint64_t kHelloId = uint64_t{1} << 63;
 constexpr uint64_t kReattachBase = kHelloId + 1;
 // A quarter of what the daemon lets a client leave unread.
 constexpr size_t kReattachWindow = kMaxReplyBacklogPerSession / 4;
-// How long a wait looks again and again before it sleeps, with at least so many cores.
-constexpr Duration kSpin = std::chrono::microseconds(50);
-constexpr unsigned kSpinCores = 4;
 
 Status SendMessage(int socket, FrameType type, uint64_t id,
                    const flatbuffers::FlatBufferBuilder& builder) {
@@ -41,9 +38,10 @@ bool WaitFor(int fd, short events, int wake_fd, Time until) {
   const nfds_t count = wake_fd < 0 ? 1 : 2;
   // The daemon answers what is resident in less time than waking up takes. With few cores
   // it needs ours for that.
-  static const bool spins = std::thread::hardware_concurrency() >= kSpinCores;
+  static const bool spins = std::thread::hardware_concurrency() >= kSocketSpinCores;
   if (fd >= 0 && spins) {
-    for (const Time end = std::min(until, Now() + kSpin); Now() < end;) {
+    for (const Time end = std::min(until, Now() + std::chrono::microseconds(kSocketSpinUs));
+         Now() < end;) {
       if (::poll(watched, count, 0) > 0) return watched[0].revents != 0;
     }
   }

@@ -10,11 +10,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 
@@ -37,38 +35,12 @@ namespace {
 // How long calls of the control plane may take to finish when the daemon stops.
 constexpr auto kShutdownGrace = std::chrono::seconds(1);
 
-// How long the reactor looks for the next packet before it sleeps, on machines with at least
-// so many cores. Measured on one with 16: a round trip takes 30 us when both sides
-// sleep in between, 6 when neither does.
-constexpr Duration kReactorSpin = std::chrono::microseconds(50);
-constexpr unsigned kReactorSpinCores = 4;
-
 // Scheduling priority of the reactor's thread.
 constexpr int kReactorNice = -15;
 
-// The ledger's entry with the seed of the key of all integrity hashes, in hexadecimal. The
-// keeper hands it to each next worker, and nobody else ever sees it.
+// The ledger's entry with the seed of the key of all integrity hashes. The keeper hands it to
+// each next worker, and nobody else ever sees it.
 constexpr char kHashKeyEntry[] = "device/hash-key";
-
-std::string SeedText(const UniversalHashKey::Seed& seed) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string text;
-  for (const uint8_t byte : seed) {
-    text += kHex[byte >> 4];
-    text += kHex[byte & 15];
-  }
-  return text;
-}
-
-std::optional<UniversalHashKey::Seed> ParseSeed(const std::string& text) {
-  UniversalHashKey::Seed seed{};
-  if (text.size() != 2 * seed.size()) return std::nullopt;
-  for (size_t i = 0; i < seed.size(); ++i) {
-    const char* const at = text.data() + 2 * i;
-    if (std::from_chars(at, at + 2, seed[i], 16).ptr != at + 2) return std::nullopt;
-  }
-  return seed;
-}
 
 void ApplyLogLevel(const DaemonConfig& config) {
   if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok())
@@ -123,12 +95,14 @@ class Worker final {
   // The key of an earlier worker, so that what it left can be verified, or a new one.
   Result<std::shared_ptr<const UniversalHashKey>> HashKey() {
     for (const LinkMessage& entry : entries_) {
-      if (entry.key != kHashKeyEntry) continue;
-      if (const auto seed = ParseSeed(entry.body))
-        return std::make_shared<const UniversalHashKey>(UniversalHashKey::FromSeed(*seed));
+      UniversalHashKey::Seed seed;
+      if (entry.key != kHashKeyEntry || entry.body.size() != seed.size()) continue;
+      std::memcpy(seed.data(), entry.body.data(), seed.size());
+      return std::make_shared<const UniversalHashKey>(UniversalHashKey::FromSeed(seed));
     }
     ASSIGN_OR_RETURN(UniversalHashKey made, UniversalHashKey::Generate());
-    RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kPut, kHashKeyEntry, SeedText(made.seed())));
+    RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kPut, kHashKeyEntry,
+                             std::string(made.seed().begin(), made.seed().end())));
     return std::make_shared<const UniversalHashKey>(std::move(made));
   }
 
@@ -212,7 +186,8 @@ class Worker final {
     // clients it must not wait for its turn behind them. Loaders keep their place.
     // Not permitted to ordinary users, for whom it stays as it is.
     (void)!::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kReactorNice);
-    if (std::thread::hardware_concurrency() >= kReactorSpinCores) reactor_->SetSpin(kReactorSpin);
+    if (std::thread::hardware_concurrency() >= kSocketSpinCores)
+      reactor_->SetSpin(std::chrono::microseconds(kSocketSpinUs));
     reactor_->Run();
 
     if (stopper_.joinable()) stopper_.join();
