@@ -78,6 +78,17 @@ function(trims_test name)
   endif()
 endfunction()
 
+# For programs that work on devices: tests against the fake driver of tests/, or with
+# TRIMS_TEST_REAL_GPU=1 in the environment against the driver and GPUs of the machine. For builds
+# with CUDA's headers (src/cuda).
+function(trims_use_fake_driver name)
+  if(TARGET ${name})
+    target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+    target_compile_definitions(${name} PRIVATE FAKE_CUDA_LIBRARY="$<TARGET_FILE:trims_fake_cuda>")
+    add_dependencies(${name} trims_fake_cuda)
+  endif()
+endfunction()
+
 function(trims_benchmark name)
   if(NOT TRIMS_BUILD_BENCHMARKS)
     return()

@@ -669,9 +669,3 @@ TEST_F(DeviceTest, ClientsThatEndHoweverLeaveNothingBehind) {
 
 }  // namespace
 }  // namespace trims::testing_support
-
-int main(int argc, char** argv) {
-  if (const auto status = trims::testing_support::RunDeviceClient(argc, argv)) return *status;
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}

@@ -25,18 +25,16 @@ if(TARGET hostile_test)
   set_property(TEST hostile_test PROPERTY RUN_SERIAL ON)
 endif()
 
-# Devices: against the fake driver, or with TRIMS_TEST_REAL_GPU=1 the driver and GPUs of the machine.
+# Devices.
 if(TARGET trims_cuda AND TARGET hostile_test)
   trims_library(trims_device_clients SRCS device_clients.cc
     DEPS trims_client trims_cuda trims_ipc trims_lease_proto GTest::gtest)
   target_include_directories(trims_device_clients PUBLIC ${PROJECT_SOURCE_DIR})
   function(trims_device_test name)
     cmake_parse_arguments(A "" "TIMEOUT" "SRCS;LABELS" ${ARGN})
-    trims_process_test(${name} SRCS ${A_SRCS} TIMEOUT ${A_TIMEOUT} LABELS ${A_LABELS}
+    trims_process_test(${name} SRCS ${A_SRCS} device_main.cc TIMEOUT ${A_TIMEOUT} LABELS ${A_LABELS}
       DEPS trims_device_clients trims_control_proto gRPC::grpc++ trims_ipc trims_lease_proto)
-    target_compile_definitions(${name} PRIVATE
-      FAKE_CUDA_LIBRARY="$<TARGET_FILE:trims_fake_cuda>")
-    add_dependencies(${name} trims_fake_cuda)
+    trims_use_fake_driver(${name})
   endfunction()
   trims_device_test(device_process_test SRCS device_test.cc TIMEOUT 600 LABELS gpu)
   trims_device_test(device_crash_test SRCS device_crash_test.cc TIMEOUT 300 LABELS stress gpu)
@@ -48,7 +46,6 @@ if(TARGET bench_test)
   target_compile_definitions(bench_test PRIVATE TRIMS_PROGRAM="$<TARGET_FILE:trims_cli>")
   add_dependencies(bench_test trims_cli)
   if(TARGET trims_cuda)
-    target_compile_definitions(bench_test PRIVATE FAKE_CUDA_LIBRARY="$<TARGET_FILE:trims_fake_cuda>")
-    add_dependencies(bench_test trims_fake_cuda)
+    trims_use_fake_driver(bench_test)
   endif()
 endif()

@@ -60,11 +60,7 @@ if(TARGET universal_hash_source_test)
            COMMAND Python3::Interpreter ${TRIMS_KERNELS_DIR}/make-ptx --check)
 endif()
 
-# Through the driver API: the fake driver of tests/, or with TRIMS_TEST_REAL_GPU=1 the machine's.
+# Through the driver API.
 trims_test(universal_hash_driver_test SRCS ${TRIMS_KERNELS_DIR}/universal_hash_driver_test.cc
            DEPS trims_cuda trims_cuda_kernels trims_universal_hash LABELS gpu)
-if(TARGET universal_hash_driver_test)
-  target_compile_definitions(universal_hash_driver_test PRIVATE
-    FAKE_CUDA_LIBRARY="$<TARGET_FILE:trims_fake_cuda>")
-  add_dependencies(universal_hash_driver_test trims_fake_cuda)
-endif()
+trims_use_fake_driver(universal_hash_driver_test)
