@@ -1,7 +1,6 @@
 // Reading weights that are not in the page cache: past it, with O_DIRECT, a few large
 // blocks at a time, so that no core spends its time on copying pages into a cache and out
-// of it. docs/design/006 has what was measured: two or three reads of 8 MiB in flight are
-// what disks do best, and blocking reads of threads are as fast as io_uring's.
+// of it. docs/design/006 says why with blocking reads of threads.
 //
 // Only for use inside this folder. Thread-safe: whoever reads waits until few enough others
 // do, and checks or copies what it has read while they go on.
