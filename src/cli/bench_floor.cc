@@ -162,14 +162,14 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
   return seconds;
 }
 
-Status DropFromPageCache(const std::string& path) {
+Status DropFromPageCache(const std::string& path, const Interrupts& interrupts) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   struct stat found {};
   if (!fd.valid() || ::fstat(fd.get(), &found) != 0) return ErrnoStatus(errno, "opening " + path);
   double share = 1;
   // Pages that some processor has just touched are not dropped at the first try.
   for (int i = 0; i < kDropAttempts && share > kCachedShareMax; ++i) {
-    if (i > 0) std::this_thread::sleep_for(kDropPause);
+    if (i > 0) RETURN_IF_ERROR(interrupts.Wait(kDropPause));
     if (const int failed = ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED); failed != 0) {
       return ErrnoStatus(failed, "dropping " + path + " from the page cache");
     }

@@ -46,7 +46,7 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
                            const Interrupts& interrupts);
 
 // Takes a file out of the page cache. FAILED_PRECONDITION when most of it stays there.
-Status DropFromPageCache(const std::string& path);
+Status DropFromPageCache(const std::string& path, const Interrupts& interrupts);
 
 // Two buffers, and copies of one to the other by several threads.
 class MemcpyFloor final {

@@ -84,7 +84,7 @@ Result<unsigned> BestDiskThreads(const BenchRig& rig, const BenchModel& model) {
   unsigned best = 1;
   double least = 0;
   for (const unsigned threads : {1U, 2U, 4U}) {
-    RETURN_IF_ERROR(DropFromPageCache(model.path()));
+    RETURN_IF_ERROR(DropFromPageCache(model.path(), rig.interrupts()));
     ASSIGN_OR_RETURN(const double seconds,
                      MeasureRead(model.path(), ReadKind::kDirect, threads, rig.interrupts()));
     if (least == 0 || seconds < least) {
@@ -206,7 +206,8 @@ class LoadBench final {
   Status RunOnce() {
     RETURN_IF_ERROR(rig_.KeepOnly(model_->name(), keep_));
     RETURN_IF_ERROR(rig_.WaitUntilCleared(figures_.allocated_bytes));
-    if (source_.from == From::kDisk) RETURN_IF_ERROR(DropFromPageCache(model_->path()));
+    if (source_.from == From::kDisk)
+      RETURN_IF_ERROR(DropFromPageCache(model_->path(), rig_.interrupts()));
     for (Floor& floor : figures_.floors) {
       ASSIGN_OR_RETURN(const double seconds, floor.measure());
       floor.samples.Add(seconds);
