@@ -4,9 +4,12 @@
 // do (small memories, planned failures) is skipped. TRIMS_TEST_MODEL_MIB sizes the models there.
 #include <signal.h>
 
+#include <algorithm>
+#include <chrono>
 #include <set>
 #include <thread>
 
+#include "base/clock.h"
 #include "tests/device_fixture.h"
 #include "tests/raw_client.h"
 
@@ -248,6 +251,36 @@ TEST_F(HostileDeviceTest, ATrustedUidIsNotCheckedWhenItsLeaseEnds) {
   }
   EXPECT_TRUE(Eventually([&] { return control().Status().sessions() == 0; }));
   EXPECT_EQ(control().Status().verifications(), 0U);
+}
+
+TEST_F(HostileDeviceTest, ChecksAfterManyShortLeasesLeaveTheDeviceMostOfItsTime) {
+  SKIP_ON_REAL_GPU("needs checks that take a while");
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to act as another user";
+  StartDaemon({"--scrub-bytes-per-second", "0B", "--trusted-uids", ""});
+  WriteModel("m", 15, 64 * kMiB);
+  control().Load("m", nullptr, Tier());
+  using Seconds = std::chrono::duration<double>;
+  Seconds check(1e9);
+  for (int i = 0; i < 3; ++i) {
+    const auto verdicts = control().Verify("m", Tier());
+    ASSERT_EQ(verdicts.size(), 1U);
+    check = std::min(check, Seconds(verdicts[0].took().nanos() * 1e-9));
+  }
+  const uint64_t before = control().Status().verifications();
+  const auto client = StartClient({}, Isolation::kOtherUid);
+  ASSERT_EQ(client->trouble(), "");
+  const Time start = Now();
+  int leases = 0;
+  for (; Seconds(Now() - start) < 40 * check; ++leases) {
+    ASSERT_TRUE(client->Ask("open x m uuid=" + Uuid()).ok());
+    ASSERT_TRUE(client->Ask("close x").ok());
+  }
+  // A check each, one after the other, would be 40; with pauses of nine times their length, 4.
+  const Seconds took = Now() - start;
+  const auto checks = static_cast<double>(control().Status().verifications() - before);
+  EXPECT_GT(leases, 40);
+  EXPECT_GE(checks, 1);
+  EXPECT_LE(checks, took / check / 5 + 1) << leases << " leases";
 }
 
 TEST_F(HostileDeviceTest, ABitThatAClientFlippedIsFoundByTheScrub) {
