@@ -156,11 +156,6 @@ class BenchTest : public testing::Test {
 
 const std::vector<std::string> kOpen = {"open", "--size", "1MiB,3MiB", "--tensors",
                                         "3,40", "--runs", "12"};
-std::vector<std::string> With(std::vector<std::string> words,
-                              const std::vector<std::string>& more) {
-  words.insert(words.end(), more.begin(), more.end());
-  return words;
-}
 
 TEST_F(BenchTest, OpensOnTheHostAreComparedWithBareMappings) {
   StartDaemon();
@@ -218,6 +213,12 @@ TEST_F(BenchTest, ADirectoryThatTheDaemonCanNotReadIsExplained) {
 }
 
 #ifdef FAKE_CUDA_LIBRARY
+std::vector<std::string> With(std::vector<std::string> words,
+                              const std::vector<std::string>& more) {
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
 TEST_F(BenchTest, OpensOnADeviceAreComparedWithTheDriversCalls) {
   StartDaemon();
   const json report = Bench(With(kOpen, {"--device", "gpu:0"}));

@@ -77,7 +77,6 @@ class LeaseServer final {
   store::SessionId next_session_;
   std::unordered_map<store::SessionId, std::unique_ptr<Session>> sessions_;
   std::unordered_map<uint32_t, uint32_t> sessions_of_uid_;
-  bool accepting_ = true;
 };
 
 }  // namespace trims
