@@ -45,17 +45,19 @@ struct LeaseServer::Packet {
 struct LeaseServer::Session {
   struct InFlight {
     store::OpenId open = 0;
-    Reactor::TimerId deadline = 0;
+    Reactor::TimerId deadline{};
   };
   store::SessionId id = 0;
   UniqueFd socket;
   PeerIdentity peer;
+  Reactor::WatchId socket_watch{};
+  Reactor::WatchId process_watch{};
   bool is_admin = false;
   bool greeted = false;
   bool doomed = false;       // Ends at the next turn of the loop.
   bool wants_write = false;  // EPOLLOUT is watched.
-  Reactor::TimerId hello_deadline = 0;
-  Reactor::TimerId send_deadline = 0;
+  Reactor::TimerId hello_deadline{};
+  Reactor::TimerId send_deadline{};
   std::unordered_map<uint64_t, InFlight> opens;  // By request id.
   std::deque<Packet> backlog;                    // What the socket had no room for.
 };
@@ -68,12 +70,15 @@ LeaseServer::LeaseServer(Reactor* reactor, Registry* registry, UniqueFd listener
       next_session_(options.id_base) {}
 
 LeaseServer::~LeaseServer() {
-  reactor_->Unwatch(listener_.get());
+  reactor_->Unwatch(listener_watch_);
   while (!sessions_.empty()) End(sessions_.begin()->first, "");
 }
 
 Status LeaseServer::Start() {
-  return reactor_->Watch(listener_.get(), EPOLLIN, [this](uint32_t) { Accept(); });
+  ASSIGN_OR_RETURN(listener_watch_,
+                   reactor_->Watch(listener_.get(), EPOLLIN, "accept lease session",
+                                   [this](uint32_t) { Accept(); }));
+  return OkStatus();
 }
 
 std::optional<SessionView> LeaseServer::FindSession(store::SessionId id) const {
@@ -96,9 +101,9 @@ void LeaseServer::Accept() {
         // The waiting connection would wake us again at once: pause.
         LogWarn("can not accept a client, pausing",
                 {{"reason", std::string(std::strerror(errno))}});
-        reactor_->ChangeEvents(listener_.get(), 0);
-        reactor_->RunAt(Now() + kAcceptPause,
-                        [this] { reactor_->ChangeEvents(listener_.get(), EPOLLIN); });
+        reactor_->ChangeEvents(listener_watch_, 0);
+        reactor_->RunAt(Now() + kAcceptPause, "accept again",
+                        [this] { reactor_->ChangeEvents(listener_watch_, EPOLLIN); });
       }
       return;
     }
@@ -130,29 +135,38 @@ void LeaseServer::Accept() {
       End(id, "too many sessions of one uid");
       continue;
     }
-    Status status =
-        reactor_->Watch(added.socket.get(), EPOLLIN | EPOLLRDHUP, [this, id](uint32_t events) {
-          Session* const found = Find(id);
-          if (found == nullptr) return;
-          if ((events & EPOLLOUT) != 0) Flush(*found);
-          if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) OnReadable(*found);
-        });
-    if (status.ok() && added.peer.pidfd.valid()) {
-      // A child that inherited the socket keeps it open; the lease ends with the
-      // process that took it all the same.
-      status = reactor_->Watch(added.peer.pidfd.get(), EPOLLIN,
-                               [this, id](uint32_t) { End(id, "process ended"); });
-    }
-    if (!status.ok()) {
+    if (const Status status = WatchSession(added); !status.ok()) {
       LogWarn("client refused", {{"reason", status.message()}});
       End(id, "");
       continue;
     }
-    added.hello_deadline =
-        reactor_->RunAt(Now() + std::chrono::milliseconds(kHelloDeadlineMs), [this, id] {
-          if (Session* const found = Find(id)) Doom(*found, "no hello in time");
-        });
+    added.hello_deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(kHelloDeadlineMs),
+                                           "hello deadline", [this, id] {
+                                             if (Session* const found = Find(id))
+                                               Doom(*found, "no hello in time");
+                                           });
   }
+}
+
+Status LeaseServer::WatchSession(Session& session) {
+  const store::SessionId id = session.id;
+  ASSIGN_OR_RETURN(
+      session.socket_watch,
+      reactor_->Watch(session.socket.get(), EPOLLIN | EPOLLRDHUP, "lease session",
+                      [this, id](uint32_t events) {
+                        Session* const found = Find(id);
+                        if (found == nullptr) return;
+                        if ((events & EPOLLOUT) != 0) Flush(*found);
+                        if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0)
+                          OnReadable(*found);
+                      }));
+  if (!session.peer.pidfd.valid()) return OkStatus();
+  // A child that inherited the socket keeps it open; the lease ends with the
+  // process that took it all the same.
+  ASSIGN_OR_RETURN(session.process_watch,
+                   reactor_->Watch(session.peer.pidfd.get(), EPOLLIN, "client process ended",
+                                   [this, id](uint32_t) { End(id, "process ended"); }));
+  return OkStatus();
 }
 
 void LeaseServer::OnReadable(Session& session) {
@@ -332,8 +346,8 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id,
   in_flight.open = open_id;
   if (open->deadline_ms() != 0) {
     const uint64_t ms = std::min<uint64_t>(open->deadline_ms(), uint64_t{366} * 24 * 3600 * 1000);
-    in_flight.deadline =
-        reactor_->RunAt(Now() + std::chrono::milliseconds(ms), [this, id, request_id, ms] {
+    in_flight.deadline = reactor_->RunAt(
+        Now() + std::chrono::milliseconds(ms), "open deadline", [this, id, request_id, ms] {
           Session* const found = Find(id);
           if (found == nullptr) return;
           const auto it = found->opens.find(request_id);
@@ -368,7 +382,7 @@ void LeaseServer::FinishOpen(store::SessionId session, uint64_t request_id, Open
   Session* const found = Find(session);
   if (found == nullptr) return;  // Its leases go with EndSession.
   if (const auto it = found->opens.find(request_id); it != found->opens.end()) {
-    if (it->second.deadline != 0) reactor_->CancelTimer(it->second.deadline);
+    reactor_->CancelTimer(it->second.deadline);
     found->opens.erase(it);
   }
   if (!result.status.ok()) return SendFailed(*found, request_id, result.status, &result);
@@ -453,7 +467,7 @@ bool LeaseServer::HandleCancel(Session& session, std::span<const std::byte> payl
   // Already answered: the two crossed, and the answer stands.
   const auto it = session.opens.find(cancel->open_request_id());
   if (it == session.opens.end()) return true;
-  if (it->second.deadline != 0) reactor_->CancelTimer(it->second.deadline);
+  reactor_->CancelTimer(it->second.deadline);
   registry_->CancelOpen(it->second.open);
   session.opens.erase(it);
   SendFailed(session, cancel->open_request_id(),
@@ -537,9 +551,9 @@ void LeaseServer::Send(Session& session, uint16_t type, uint16_t flags, uint64_t
   session.backlog.push_back(std::move(packet));
   if (!session.wants_write) {
     session.wants_write = true;
-    reactor_->ChangeEvents(session.socket.get(), EPOLLIN | EPOLLRDHUP | EPOLLOUT);
+    reactor_->ChangeEvents(session.socket_watch, EPOLLIN | EPOLLRDHUP | EPOLLOUT);
     session.send_deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(kSendDeadlineMs),
-                                            [this, id = session.id] {
+                                            "send deadline", [this, id = session.id] {
                                               if (Session* const found = Find(id))
                                                 Doom(*found, "does not read its answers");
                                             });
@@ -562,14 +576,14 @@ void LeaseServer::Flush(Session& session) {
   }
   session.wants_write = false;
   reactor_->CancelTimer(session.send_deadline);
-  reactor_->ChangeEvents(session.socket.get(), EPOLLIN | EPOLLRDHUP);
+  reactor_->ChangeEvents(session.socket_watch, EPOLLIN | EPOLLRDHUP);
 }
 
 // Ends a session from where the registry or its own handlers are still on the stack.
 void LeaseServer::Doom(Session& session, const std::string& reason) {
   if (session.doomed) return;
   session.doomed = true;
-  reactor_->Post([this, id = session.id, reason] { End(id, reason); });
+  reactor_->Post("end session", [this, id = session.id, reason] { End(id, reason); });
 }
 
 void LeaseServer::End(store::SessionId id, const std::string& reason) {
@@ -583,12 +597,12 @@ void LeaseServer::End(store::SessionId id, const std::string& reason) {
                               {"pid", session->peer.pid},
                               {"reason", reason}});
   }
-  reactor_->Unwatch(session->socket.get());
-  if (session->peer.pidfd.valid()) reactor_->Unwatch(session->peer.pidfd.get());
+  reactor_->Unwatch(session->socket_watch);
+  reactor_->Unwatch(session->process_watch);
   reactor_->CancelTimer(session->hello_deadline);
   reactor_->CancelTimer(session->send_deadline);
   for (const auto& [request, in_flight] : session->opens) {
-    if (in_flight.deadline != 0) reactor_->CancelTimer(in_flight.deadline);
+    reactor_->CancelTimer(in_flight.deadline);
     registry_->CancelOpen(in_flight.open);
   }
   registry_->EndSession(id);

@@ -50,6 +50,7 @@ class LeaseServer final {
   struct Packet;
 
   void Accept();
+  Status WatchSession(Session& session);
   void OnReadable(Session& session);
   bool HandlePacket(Session& session, std::span<const std::byte> packet, std::vector<UniqueFd> fds);
   bool HandleHello(Session& session, uint64_t request_id, std::span<const std::byte> payload);
@@ -73,6 +74,7 @@ class LeaseServer final {
   Reactor* const reactor_;
   Registry* const registry_;
   UniqueFd listener_;
+  Reactor::WatchId listener_watch_{};
   Options options_;
   store::SessionId next_session_;
   std::unordered_map<store::SessionId, std::unique_ptr<Session>> sessions_;

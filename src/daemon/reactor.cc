@@ -7,7 +7,16 @@
 #include <array>
 #include <cerrno>
 
+#include "daemon/log.h"
+
 namespace trims {
+namespace {
+
+// Warnings about slow callbacks: one in this time, so that a slow machine does not also fill
+// its log.
+constexpr Duration kSlowWarningPause = std::chrono::seconds(1);
+
+}  // namespace
 
 Result<std::unique_ptr<Reactor>> Reactor::Create() {
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
@@ -15,57 +24,66 @@ Result<std::unique_ptr<Reactor>> Reactor::Create() {
   UniqueFd wakeup(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wakeup.valid()) return ErrnoStatus(errno, "creating the event loop's mailbox");
   std::unique_ptr<Reactor> reactor(new Reactor(std::move(epoll), std::move(wakeup)));
-  RETURN_IF_ERROR(reactor->Watch(reactor->wakeup_.get(), EPOLLIN, [raw = reactor.get()](uint32_t) {
-    uint64_t count;
-    (void)!::read(raw->wakeup_.get(), &count, sizeof count);
-  }));
+  RETURN_IF_ERROR(reactor
+                      ->Watch(reactor->wakeup_.get(), EPOLLIN, "mailbox",
+                              [raw = reactor.get()](uint32_t) {
+                                uint64_t count;
+                                (void)!::read(raw->wakeup_.get(), &count, sizeof count);
+                              })
+                      .status());
   return reactor;
 }
 
-Status Reactor::Watch(int fd, uint32_t events, FdCallback callback) {
+Result<Reactor::WatchId> Reactor::Watch(int fd, uint32_t events, const char* name,
+                                        FdCallback callback) {
+  const uint64_t id = next_watch_++;
   epoll_event event{};
   event.events = events;
-  event.data.fd = fd;
+  event.data.u64 = id;
   if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
     return ErrnoStatus(errno, "watching a descriptor");
   }
-  callbacks_[fd] = std::make_shared<FdCallback>(std::move(callback));
-  return OkStatus();
+  watches_.emplace(id, std::make_shared<Watched>(Watched{fd, name, std::move(callback)}));
+  return static_cast<WatchId>(id);
 }
 
-void Reactor::ChangeEvents(int fd, uint32_t events) {
+void Reactor::ChangeEvents(WatchId id, uint32_t events) {
+  const auto it = watches_.find(static_cast<uint64_t>(id));
+  if (it == watches_.end()) return;
   epoll_event event{};
   event.events = events;
-  event.data.fd = fd;
-  TRIMS_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, fd, &event) == 0);
+  event.data.u64 = it->first;
+  TRIMS_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, it->second->fd, &event) == 0);
 }
 
-void Reactor::Unwatch(int fd) {
-  if (callbacks_.erase(fd) == 0) return;
-  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+void Reactor::Unwatch(WatchId id) {
+  const auto it = watches_.find(static_cast<uint64_t>(id));
+  if (it == watches_.end()) return;
+  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, it->second->fd, nullptr);
+  watches_.erase(it);
 }
 
-Reactor::TimerId Reactor::RunAt(Time when, std::function<void()> callback) {
-  const TimerId id = next_timer_++;
-  timers_.emplace(std::pair(when, id), std::move(callback));
+Reactor::TimerId Reactor::RunAt(Time when, const char* name, std::function<void()> callback) {
+  const uint64_t id = next_timer_++;
+  timers_.emplace(std::pair(when, id), Timer{name, std::move(callback)});
   timer_times_.emplace(id, when);
-  return id;
+  return static_cast<TimerId>(id);
 }
 
 void Reactor::CancelTimer(TimerId id) {
-  const auto it = timer_times_.find(id);
+  const auto it = timer_times_.find(static_cast<uint64_t>(id));
   if (it == timer_times_.end()) return;
-  timers_.erase(std::pair(it->second, id));
+  timers_.erase(std::pair(it->second, it->first));
   timer_times_.erase(it);
 }
 
-void Reactor::Post(std::function<void()> callback) {
+void Reactor::Post(const char* name, std::function<void()> callback) {
   bool first;
   {
     std::lock_guard lock(mu_);
     if (ended_) return;
     first = posted_.empty();
-    posted_.push_back(std::move(callback));
+    posted_.push_back(Posted{name, std::move(callback)});
   }
   if (first) {
     const uint64_t one = 1;
@@ -73,13 +91,33 @@ void Reactor::Post(std::function<void()> callback) {
   }
 }
 
+void Reactor::NoteReturn(const char* name) {
+  const Time now = Now();
+  const Duration held = now - callback_began_;
+  callback_began_ = now;
+  if (held.count() > longest_callback_ns_.load(std::memory_order_relaxed))
+    longest_callback_ns_.store(held.count(), std::memory_order_relaxed);
+  if (held <= kReactorHoldWarning) return;
+  slow_callbacks_.fetch_add(1, std::memory_order_relaxed);
+  ++slow_untold_;
+  if (slow_told_at_ != Time{} && now - slow_told_at_ < kSlowWarningPause) return;
+  slow_told_at_ = now;
+  LogWarn("callback held the reactor",
+          {{"callback", name}, {"held", held}, {"slow_callbacks", slow_untold_}});
+  slow_untold_ = 0;
+}
+
 void Reactor::RunPosted() {
-  std::vector<std::function<void()>> batch;
+  std::vector<Posted> batch;
   {
     std::lock_guard lock(mu_);
     batch.swap(posted_);
   }
-  for (auto& callback : batch) callback();
+  for (Posted& posted : batch) {
+    posted.callback();
+    posted.callback = nullptr;  // What it holds goes on its account.
+    NoteReturn(posted.name);
+  }
 }
 
 void Reactor::RunTimers() {
@@ -88,7 +126,8 @@ void Reactor::RunTimers() {
   while (!timers_.empty() && timers_.begin()->first.first <= now) {
     const auto node = timers_.extract(timers_.begin());
     timer_times_.erase(node.key().second);
-    node.mapped()();
+    node.mapped().callback();
+    NoteReturn(node.mapped().name);
   }
 }
 
@@ -109,20 +148,21 @@ void Reactor::Run() {
     const int count =
         ::epoll_wait(epoll_.get(), events.data(), events.size(), spins ? 0 : NextTimeoutMs());
     TRIMS_CHECK(count >= 0 || errno == EINTR);
-    if (count > 0 && spin_ > Duration::zero()) spin_until = Now() + spin_;
+    callback_began_ = Now();
+    if (count > 0 && spin_ > Duration::zero()) spin_until = callback_began_ + spin_;
     for (int i = 0; i < count && !stopping_; ++i) {
-      // An earlier callback of this batch may have unwatched this descriptor, or
-      // even have closed it and watched another one of the same number: the
-      // callback then sees a spurious event, which every callback tolerates.
-      const auto it = callbacks_.find(events[i].data.fd);
-      if (it == callbacks_.end()) continue;
-      const std::shared_ptr<FdCallback> callback = it->second;
-      (*callback)(events[i].events);
+      // An earlier callback of this batch may have ended this watch: then there is nobody to
+      // tell.
+      const auto it = watches_.find(events[i].data.u64);
+      if (it == watches_.end()) continue;
+      const std::shared_ptr<Watched> watched = it->second;
+      watched->callback(events[i].events);
+      NoteReturn(watched->name);
     }
     RunPosted();
     RunTimers();
   }
-  std::vector<std::function<void()>> dropped;
+  std::vector<Posted> dropped;
   std::lock_guard lock(mu_);
   ended_ = true;
   dropped.swap(posted_);

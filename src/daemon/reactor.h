@@ -1,10 +1,20 @@
 // The worker's event loop: one thread, epoll, timers, and a mailbox for the rest
 // of the process. Everything that touches the store runs here.
 //
-// Post() is thread-safe; every other member is for the loop's thread, or for
-// before Run().
+// Watches and timers have ids that are never used twice, so an event that was on
+// its way when its watch ended finds nothing: not even another descriptor that
+// has got the same number meanwhile.
+//
+// Every callback has a name (a literal: kept as a pointer). One that holds the
+// loop longer than kReactorHoldWarning is counted, and told in the log with its
+// name, at most once a second.
+//
+// Post(), slow_callbacks() and longest_callback() are thread-safe; every other
+// member is for the loop's thread, or for before Run().
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -19,29 +29,34 @@
 
 namespace trims {
 
+// Longer than this, and everybody else has noticed.
+inline constexpr Duration kReactorHoldWarning = std::chrono::milliseconds(10);
+
 class Reactor final {
  public:
   using FdCallback = std::function<void(uint32_t events)>;
-  using TimerId = uint64_t;
+  enum class WatchId : uint64_t { kNone = 0 };
+  enum class TimerId : uint64_t { kNone = 0 };
 
   static Result<std::unique_ptr<Reactor>> Create();
   Reactor(const Reactor&) = delete;
   Reactor& operator=(const Reactor&) = delete;
 
   // Watches `fd` (borrowed) for EPOLLIN | EPOLLOUT …, level-triggered. The
-  // callback may remove its own or any other descriptor.
-  Status Watch(int fd, uint32_t events, FdCallback callback);
-  void ChangeEvents(int fd, uint32_t events);
-  // Must be called before the descriptor is closed.
-  void Unwatch(int fd);
+  // callback may end its own watch or any other.
+  Result<WatchId> Watch(int fd, uint32_t events, const char* name, FdCallback callback);
+  // Unknown and ended ids are ignored here and below.
+  void ChangeEvents(WatchId id, uint32_t events);
+  // Must be called before the descriptor is closed. No callback comes any more.
+  void Unwatch(WatchId id);
 
   // Runs `callback` once at `when` or soon after.
-  TimerId RunAt(Time when, std::function<void()> callback);
-  void CancelTimer(TimerId id);  // Unknown or past ids are ignored.
+  TimerId RunAt(Time when, const char* name, std::function<void()> callback);
+  void CancelTimer(TimerId id);
 
   // Runs `callback` on the loop's thread, in posting order. Dropped when the
   // loop has ended.
-  void Post(std::function<void()> callback);
+  void Post(const char* name, std::function<void()> callback);
 
   // After something has happened the loop looks for more without sleeping for so long: who
   // says hello asks for a model next, and waking up would cost more than answering. For
@@ -51,25 +66,54 @@ class Reactor final {
   void Run();   // Until Stop().
   void Stop();  // From the loop's thread.
 
+  // Callbacks that held the loop longer than kReactorHoldWarning, and the longest of all.
+  uint64_t slow_callbacks() const { return slow_callbacks_.load(std::memory_order_relaxed); }
+  Duration longest_callback() const {
+    return Duration(longest_callback_ns_.load(std::memory_order_relaxed));
+  }
+
  private:
+  struct Watched {
+    int fd = -1;
+    const char* name = nullptr;
+    FdCallback callback;
+  };
+  struct Timer {
+    const char* name = nullptr;
+    std::function<void()> callback;
+  };
+  struct Posted {
+    const char* name = nullptr;
+    std::function<void()> callback;
+  };
+
   Reactor(UniqueFd epoll, UniqueFd wakeup) : epoll_(std::move(epoll)), wakeup_(std::move(wakeup)) {}
   void RunTimers();
   void RunPosted();
   int NextTimeoutMs() const;
+  // A callback of this name has just returned; the next one begins where it ended.
+  void NoteReturn(const char* name);
 
   UniqueFd epoll_;
   UniqueFd wakeup_;  // eventfd
   bool stopping_ = false;
   Duration spin_ = Duration::zero();
   // Shared so that a callback survives its own Unwatch.
-  std::unordered_map<int, std::shared_ptr<FdCallback>> callbacks_;
-  std::map<std::pair<Time, TimerId>, std::function<void()>> timers_;
-  std::unordered_map<TimerId, Time> timer_times_;
-  TimerId next_timer_ = 1;
+  std::unordered_map<uint64_t, std::shared_ptr<Watched>> watches_;
+  uint64_t next_watch_ = 1;
+  std::map<std::pair<Time, uint64_t>, Timer> timers_;
+  std::unordered_map<uint64_t, Time> timer_times_;
+  uint64_t next_timer_ = 1;
+
+  Time callback_began_{};
+  Time slow_told_at_{};
+  uint64_t slow_untold_ = 0;
+  std::atomic<uint64_t> slow_callbacks_{0};
+  std::atomic<int64_t> longest_callback_ns_{0};
 
   std::mutex mu_;
-  std::vector<std::function<void()>> posted_;  // Guarded by mu_.
-  bool ended_ = false;                         // Guarded by mu_.
+  std::vector<Posted> posted_;  // Guarded by mu_.
+  bool ended_ = false;          // Guarded by mu_.
 };
 
 }  // namespace trims

@@ -408,7 +408,7 @@ void Registry::StartResolve(const std::string& key, store::OpenId id, LoaderPool
   resolve->opens.insert(id);
   const std::shared_ptr<LoadControl> control = resolve->control;
   auto throttle = std::make_shared<ProgressThrottle>([this, key](uint64_t done, uint64_t total) {
-    reactor_->Post([this, key, done, total] {
+    reactor_->Post("hashing progress", [this, key, done, total] {
       const auto it = resolves_.find(key);
       if (it == resolves_.end()) return;
       for (const store::OpenId open : it->second->opens) {
@@ -441,11 +441,12 @@ void Registry::StartResolve(const std::string& key, store::OpenId id, LoaderPool
     // A file that changed while it was read is looked at once more.
     if (result.status().code() == StatusCode::kAborted && !control->cancelled) look();
     std::shared_ptr<const Source> found = source.ok() ? *source : nullptr;
-    reactor_->Post([this, key, control, found, result = std::move(result)]() mutable {
-      const auto it = resolves_.find(key);
-      if (it == resolves_.end() || it->second->control != control) return;
-      FinishResolve(key, found, std::move(result));
-    });
+    reactor_->Post("resolve finished",
+                   [this, key, control, found, result = std::move(result)]() mutable {
+                     const auto it = resolves_.find(key);
+                     if (it == resolves_.end() || it->second->control != control) return;
+                     FinishResolve(key, found, std::move(result));
+                   });
   });
 }
 
@@ -675,7 +676,7 @@ void Registry::ArmTimer() {
   if (timer_at_) reactor_->CancelTimer(timer_);
   timer_at_ = next;
   if (!next) return;
-  timer_ = reactor_->RunAt(*next, [this] {
+  timer_ = reactor_->RunAt(*next, "store deadline", [this] {
     timer_at_.reset();
     Apply(store::Tick{});
   });
@@ -737,14 +738,15 @@ void Registry::Do(store::StartLoad& action) {
                                   : FailedPreconditionError("the file of " + NameOf(replica.model) +
                                                             " is no longer open; open it again");
     // Not from inside the store's own actions.
-    reactor_->Post([this, id, failed = std::make_shared<Loaded>(std::move(failed))] {
-      FinishLoad(id, std::move(*failed));
-    });
+    reactor_->Post("load failed early",
+                   [this, id, failed = std::make_shared<Loaded>(std::move(failed))] {
+                     FinishLoad(id, std::move(*failed));
+                   });
     return;
   }
   auto throttle =
       std::make_shared<ProgressThrottle>([this, replica](uint64_t done, uint64_t total) {
-        reactor_->Post([this, replica, done, total] {
+        reactor_->Post("load progress", [this, replica, done, total] {
           ReportProgress(replica, OpenPhase::kLoading, done, total);
         });
       });
@@ -794,7 +796,7 @@ void Registry::Do(store::StartLoad& action) {
     job->host.clear();  // What was offered is not kept alive longer than needed.
     job->peer.clear();
     loaded->took = Now() - start;
-    reactor_->Post([this, id, loaded] { FinishLoad(id, std::move(*loaded)); });
+    reactor_->Post("load finished", [this, id, loaded] { FinishLoad(id, std::move(*loaded)); });
   });
 }
 
@@ -935,7 +937,7 @@ void Registry::Do(store::ReplyLease& action) {
   const auto it = pending_.find(action.open);
   if (it == pending_.end()) {
     // Cancelled while the answer was on its way: nobody will close this lease.
-    reactor_->Post([this, session = action.session, lease = action.lease] {
+    reactor_->Post("close unwanted lease", [this, session = action.session, lease = action.lease] {
       if (store_->HasLease(session, lease)) Apply(store::LeaseClosed{session, lease, 0});
     });
     return;
@@ -982,7 +984,7 @@ void Registry::Do(store::ReplyError& action) {
   const store::OpenId id = action.open;
   if (pending.resident_only && action.status.code() == StatusCode::kNotFound) {
     // Not on the grounds of being resident; perhaps on the grounds of its name.
-    reactor_->Post([this, id] {
+    reactor_->Post("ask the store again", [this, id] {
       const auto found = pending_.find(id);
       if (found == pending_.end()) return;
       const Status status = AskStore(*found->second, /*resident_only=*/false);
@@ -1001,7 +1003,7 @@ void Registry::Do(store::ReplyError& action) {
     pending.replica.reset();
     pending.contents.reset();
     records_.erase(pending.request.model);
-    reactor_->Post([this, id] {
+    reactor_->Post("look again", [this, id] {
       if (pending_.contains(id)) OpenNamed(id);
     });
     return;
@@ -1200,8 +1202,8 @@ void Registry::Verify(const ReplicaKey& replica, std::shared_ptr<LoadControl> co
     }
     const Time end = Now();
     lent.reset();  // Not the last to let go of it, if it can be helped.
-    reactor_->Post([this, replica, generation, status, wrong = std::move(wrong),
-                    done = std::move(done), start, end] {
+    reactor_->Post("verified", [this, replica, generation, status, wrong = std::move(wrong),
+                                done = std::move(done), start, end] {
       profile_->Span("verify", "verify", start, end, {{"model_name", NameOf(replica.model)}});
       if (!wrong.empty())
         Apply(store::QuarantineAsked{replica, status.message(), generation, wrong});
@@ -1225,9 +1227,9 @@ void Registry::WantCheck(const ReplicaKey& replica) {
   // Not from inside the store's own actions.
   const Time now = Now();
   if (check.not_before <= now) {
-    reactor_->Post([this, replica] { StartCheck(replica); });
+    reactor_->Post("start check", [this, replica] { StartCheck(replica); });
   } else {
-    reactor_->RunAt(check.not_before, [this, replica] { StartCheck(replica); });
+    reactor_->RunAt(check.not_before, "start check", [this, replica] { StartCheck(replica); });
   }
 }
 
@@ -1255,7 +1257,7 @@ void Registry::StartCheck(const ReplicaKey& replica) {
     if (is_gone || (!check.is_wanted && !store_->Find(replica))) {
       device.wanted.erase(ended);
     } else if (check.is_wanted) {
-      reactor_->RunAt(check.not_before, [this, replica] { StartCheck(replica); });
+      reactor_->RunAt(check.not_before, "start check", [this, replica] { StartCheck(replica); });
     }
   });
 }
@@ -1266,7 +1268,7 @@ void Registry::StartScrub() {
 
 void Registry::ScrubAfter(store::TierIndex tier, Duration pause) {
   if (device_work_[tier]->is_lost) return;
-  reactor_->RunAt(Now() + pause, [this, tier] { ScrubStep(tier); });
+  reactor_->RunAt(Now() + pause, "scrub", [this, tier] { ScrubStep(tier); });
 }
 
 // Checks the next replica in the order of their keys, then rests as long as its bytes take
@@ -1291,7 +1293,7 @@ void Registry::ScrubStep(store::TierIndex tier) {
   if (!next) {
     work.checks.Run([this, tier, device = tiers_[tier].get()] {
       (void)device->Probe();
-      reactor_->Post([this, tier] {
+      reactor_->Post("probed", [this, tier] {
         NoticeLost(tier);
         ScrubAfter(tier, kProbeInterval);
       });
@@ -1327,7 +1329,7 @@ void Registry::MeasureLinks() {
   if (devices_ == nullptr || tiers_.size() == 1) return;
   background_pool_->Run([this, known = known_links_] {
     const std::string measured = devices_->MeasureLinks(known);
-    reactor_->Post([this, measured] {
+    reactor_->Post("links measured", [this, measured] {
       if (link_ >= 0) (void)!SendLink(link_, LinkType::kPut, kLinksKey, measured).ok();
     });
   });
@@ -1342,7 +1344,7 @@ void Registry::MeasureRho(const std::string& directory) {
   if (rho_.read_bytes_per_second > 0) return;
   named_pool_->Run([this, directory] {
     const RhoConstants measured = MeasureRhoConstants(directory);
-    reactor_->Post([this, measured] {
+    reactor_->Post("rho measured", [this, measured] {
       rho_ = measured;
       nlohmann::json body;
       body["q"] = measured.read_bytes_per_second;
@@ -1548,7 +1550,7 @@ void Registry::FinishAdoption() {
       extents.push_back(adopting_.at({item.key.tier, spec.key}));
     auto throttle =
         std::make_shared<ProgressThrottle>([this, key = item.key](uint64_t done, uint64_t total) {
-          reactor_->Post([this, key, done, total] {
+          reactor_->Post("adoption progress", [this, key, done, total] {
             ReportProgress(key, OpenPhase::kVerifying, done, total);
           });
         });
@@ -1570,7 +1572,7 @@ void Registry::FinishAdoption() {
         if (status.ok()) verified.push_back(extents[i]->key);
         before += extents[i]->bytes;
       }
-      reactor_->Post([this, id, status, verified = std::move(verified)]() mutable {
+      reactor_->Post("adopted", [this, id, status, verified = std::move(verified)]() mutable {
         FinishAdoptedReplica(id, std::move(verified), status);
       });
     });

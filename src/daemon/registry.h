@@ -313,7 +313,7 @@ class Registry final {
   std::map<uint64_t, Observer> observers_;
   uint64_t next_observer_ = 1;
   std::optional<Time> timer_at_;
-  Reactor::TimerId timer_ = 0;
+  Reactor::TimerId timer_{};
 
   // Last, so that their threads end before anything they could use goes.
   // Files that clients pass have threads of their own, and those on file systems

@@ -170,9 +170,11 @@ class Worker final {
     }
 
     RETURN_IF_ERROR(leases_->Start());
-    RETURN_IF_ERROR(
-        reactor_->Watch(control_listener_.get(), EPOLLIN, [this](uint32_t) { AcceptControl(); }));
-    RETURN_IF_ERROR(reactor_->Watch(link_.get(), EPOLLIN, [this](uint32_t) { ReadLink(); }));
+    ASSIGN_OR_RETURN(control_watch_,
+                     reactor_->Watch(control_listener_.get(), EPOLLIN, "accept control connection",
+                                     [this](uint32_t) { AcceptControl(); }));
+    ASSIGN_OR_RETURN(link_watch_, reactor_->Watch(link_.get(), EPOLLIN, "keeper link",
+                                                  [this](uint32_t) { ReadLink(); }));
     RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kReady, "", ""));
     LogInfo("worker ready", {{"worker", start_.worker_number},
                              {"pid", ::getpid()},
@@ -238,16 +240,18 @@ class Worker final {
   // they end.
   void Stop() {
     if (stopper_.joinable()) return;
-    reactor_->Unwatch(link_.get());
-    reactor_->Unwatch(control_listener_.get());
+    reactor_->Unwatch(link_watch_);
+    reactor_->Unwatch(control_watch_);
     stopper_ = std::thread([this] {
       control_->Shutdown(kShutdownGrace);
-      reactor_->Post([this] { reactor_->Stop(); });
+      reactor_->Post("stop", [this] { reactor_->Stop(); });
     });
   }
 
   UniqueFd link_{kWorkerLinkFd};
   UniqueFd control_listener_{kWorkerControlFd};
+  Reactor::WatchId link_watch_{};
+  Reactor::WatchId control_watch_{};
   WorkerStart start_;
   std::vector<LinkMessage> entries_;
   std::unique_ptr<Reactor> reactor_;

@@ -266,7 +266,7 @@ Status WorkerControl::OnReactor(std::function<Status()> work) {
   {
     auto guard = std::make_shared<Guard>();
     guard->answer = answer;
-    reactor_->Post([guard, work = std::move(work)] {
+    reactor_->Post("control call", [guard, work = std::move(work)] {
       Status status = work();
       std::lock_guard lock(guard->answer->mu);
       guard->answer->status = std::move(status);
