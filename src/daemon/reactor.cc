@@ -15,6 +15,8 @@ namespace {
 // Warnings about slow callbacks: one in this time, so that a slow machine does not also fill
 // its log.
 constexpr Duration kSlowWarningPause = std::chrono::seconds(1);
+// Of one wait: what epoll_wait can count, with room to spare.
+constexpr int64_t kTurnMaxMs = 60'000;
 
 }  // namespace
 
@@ -105,6 +107,7 @@ void Reactor::NoteReturn(const char* name) {
   LogWarn("callback held the reactor",
           {{"callback", name}, {"held", held}, {"slow_callbacks", slow_untold_}});
   slow_untold_ = 0;
+  callback_began_ = Now();  // A log that blocks is not the next callback's fault.
 }
 
 void Reactor::RunPosted() {
@@ -123,9 +126,14 @@ void Reactor::RunPosted() {
 void Reactor::RunTimers() {
   if (timers_.empty()) return;
   const Time now = Now();
-  while (!timers_.empty() && timers_.begin()->first.first <= now) {
-    const auto node = timers_.extract(timers_.begin());
-    timer_times_.erase(node.key().second);
+  std::vector<uint64_t> due;
+  for (auto it = timers_.begin(); it != timers_.end() && it->first.first <= now; ++it)
+    due.push_back(it->first.second);
+  for (const uint64_t id : due) {
+    const auto time = timer_times_.find(id);
+    if (time == timer_times_.end()) continue;  // An earlier one of this batch cancelled it.
+    const auto node = timers_.extract(std::pair(time->second, id));
+    timer_times_.erase(time);
     node.mapped().callback();
     NoteReturn(node.mapped().name);
   }
@@ -137,31 +145,38 @@ int Reactor::NextTimeoutMs() const {
   if (wait <= Duration::zero()) return 0;
   // Rounded up, so that the loop does not spin until the timer is due.
   const auto ms = std::chrono::ceil<std::chrono::milliseconds>(wait).count();
-  return static_cast<int>(std::min<int64_t>(ms, 60'000));
+  return static_cast<int>(std::min<int64_t>(ms, kTurnMaxMs));
+}
+
+void Reactor::Turn(int wait_max_ms) {
+  std::array<epoll_event, 64> events;
+  const bool spins = spin_ > Duration::zero() && Now() < spin_until_;
+  int wait_ms = spins ? 0 : NextTimeoutMs();
+  if (wait_max_ms >= 0) wait_ms = wait_ms < 0 ? wait_max_ms : std::min(wait_ms, wait_max_ms);
+  const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), wait_ms);
+  TRIMS_CHECK(count >= 0 || errno == EINTR);
+  callback_began_ = Now();
+  if (count > 0 && spin_ > Duration::zero()) spin_until_ = callback_began_ + spin_;
+  for (int i = 0; i < count && !stopping_; ++i) {
+    // An earlier callback of this batch may have ended this watch: then there is nobody to
+    // tell.
+    const auto it = watches_.find(events[i].data.u64);
+    if (it == watches_.end()) continue;
+    const std::shared_ptr<Watched> watched = it->second;
+    watched->callback(events[i].events);
+    NoteReturn(watched->name);
+  }
+  RunPosted();
+  RunTimers();
+}
+
+void Reactor::RunOnce(Duration wait_max) {
+  Turn(static_cast<int>(std::clamp<int64_t>(
+      std::chrono::ceil<std::chrono::milliseconds>(wait_max).count(), 0, kTurnMaxMs)));
 }
 
 void Reactor::Run() {
-  std::array<epoll_event, 64> events;
-  Time spin_until{};
-  while (!stopping_) {
-    const bool spins = spin_ > Duration::zero() && Now() < spin_until;
-    const int count =
-        ::epoll_wait(epoll_.get(), events.data(), events.size(), spins ? 0 : NextTimeoutMs());
-    TRIMS_CHECK(count >= 0 || errno == EINTR);
-    callback_began_ = Now();
-    if (count > 0 && spin_ > Duration::zero()) spin_until = callback_began_ + spin_;
-    for (int i = 0; i < count && !stopping_; ++i) {
-      // An earlier callback of this batch may have ended this watch: then there is nobody to
-      // tell.
-      const auto it = watches_.find(events[i].data.u64);
-      if (it == watches_.end()) continue;
-      const std::shared_ptr<Watched> watched = it->second;
-      watched->callback(events[i].events);
-      NoteReturn(watched->name);
-    }
-    RunPosted();
-    RunTimers();
-  }
+  while (!stopping_) Turn(-1);
   std::vector<Posted> dropped;
   std::lock_guard lock(mu_);
   ended_ = true;

@@ -50,7 +50,8 @@ class Reactor final {
   // Must be called before the descriptor is closed. No callback comes any more.
   void Unwatch(WatchId id);
 
-  // Runs `callback` once at `when` or soon after.
+  // Runs `callback` once at `when` or soon after; in the next turn at the earliest when it is
+  // set by a timer's callback, so that nobody holds the loop by always being due.
   TimerId RunAt(Time when, const char* name, std::function<void()> callback);
   void CancelTimer(TimerId id);
 
@@ -63,8 +64,11 @@ class Reactor final {
   // machines with cores to spare; zero, the default, always sleeps.
   void SetSpin(Duration spin) { spin_ = spin; }
 
-  void Run();   // Until Stop().
+  void Run();   // Until Stop(); then the loop has ended for good.
   void Stop();  // From the loop's thread.
+  // One turn of the loop on the caller's thread, which then is the loop's: waits at most so
+  // long for something to happen, and does what is due. For tests that drive it in steps.
+  void RunOnce(Duration wait_max);
 
   // Callbacks that held the loop longer than kReactorHoldWarning, and the longest of all.
   uint64_t slow_callbacks() const { return slow_callbacks_.load(std::memory_order_relaxed); }
@@ -88,6 +92,7 @@ class Reactor final {
   };
 
   Reactor(UniqueFd epoll, UniqueFd wakeup) : epoll_(std::move(epoll)), wakeup_(std::move(wakeup)) {}
+  void Turn(int wait_max_ms);  // -1: as long as it takes.
   void RunTimers();
   void RunPosted();
   int NextTimeoutMs() const;
@@ -98,6 +103,7 @@ class Reactor final {
   UniqueFd wakeup_;  // eventfd
   bool stopping_ = false;
   Duration spin_ = Duration::zero();
+  Time spin_until_{};
   // Shared so that a callback survives its own Unwatch.
   std::unordered_map<uint64_t, std::shared_ptr<Watched>> watches_;
   uint64_t next_watch_ = 1;
