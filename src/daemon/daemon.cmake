@@ -13,3 +13,4 @@ install(TARGETS trimsd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 
 trims_test(catalogue_test SRCS catalogue_test.cc DEPS trims_worker)
 trims_test(machine_test SRCS machine_test.cc DEPS trims_worker)
+trims_test(lease_server_test SRCS lease_server_test.cc DEPS trims_worker)
