@@ -54,6 +54,12 @@ inline constexpr uint64_t kMaxJsonDepth = 64;
 inline constexpr size_t kMaxConfigFileBytes = 1 * kMiB;
 inline constexpr size_t kMaxProfileBytes = 64 * kMiB;   // Of recorded spans; later ones are counted and dropped.
 
+// --- Watched paths ------------------------------------------------------------
+inline constexpr size_t kMaxPathWatches = 65'536;       // Kernel memory: about 1 KiB each.
+inline constexpr size_t kMaxPathWatchInterests = 8 * kMaxPathWatches;
+inline constexpr size_t kMaxPathWatchDrainBytes = 256 * kKiB;  // Reports taken in one go: some ms.
+inline constexpr int kMaxLinksPerPath = 40;             // The kernel's own limit.
+
 // --- Keeper -----------------------------------------------------------------
 inline constexpr int kWorkerRestartBackoffMsMin = 10;
 inline constexpr int kWorkerRestartBackoffMsMax = 2'000;
