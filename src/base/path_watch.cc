@@ -72,8 +72,6 @@ constexpr uint32_t kDirectoryMask =
     kEntryComesOrGoes | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
 constexpr uint32_t kFileMask =
     IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_DELETE_SELF | IN_MOVE_SELF;
-// About the inode itself and everything that was reached through it.
-constexpr uint32_t kSelf = IN_DELETE_SELF | IN_MOVE_SELF | IN_UNMOUNT | IN_IGNORED;
 
 constexpr size_t kBufferBytes = 64 * kKiB;
 constexpr size_t kLongestReport = sizeof(inotify_event) + NAME_MAX + 1;
@@ -255,7 +253,7 @@ class PathWatch::Tables final {
     bool empty() const { return whole.empty() && names.empty(); }
   };
 
-  // All three with mu_ held.
+  // These with mu_ held.
   Status Enter(Watched& watched, int wd, Inode& inode, std::string_view name);
   bool EraseInterest(Watched& watched, const Watched::Interest& interest);
   bool TakeInOne(const inotify_event& report, std::string_view name);
@@ -416,9 +414,9 @@ bool PathWatch::Tables::TakeInOne(const inotify_event& report, std::string_view 
     inodes_.erase(found);
     return marked;
   }
-  // Reports without a name are about the inode itself: its bytes if it is a file, and whether it
-  // may be searched if it is a directory.
-  if ((report.mask & kSelf) != 0 || name.empty()) return inode.MarkAll();
+  // Reports without a name are about the inode itself: its bytes if it is a file, whether it may be
+  // searched if it is a directory, and that it moved, was deleted or unmounted.
+  if (name.empty()) return inode.MarkAll();
   bool marked = false;
   if ((report.mask & kEntryComesOrGoes) != 0) marked = inode.whole.Mark();
   if (const auto users = inode.names.find(name); users != inode.names.end()) {
