@@ -43,7 +43,7 @@ std::unique_ptr<Devices> Devices::Open(const DaemonConfig&,
                                        std::shared_ptr<const UniversalHashKey>) {
   return std::unique_ptr<Devices>(new Devices(std::make_unique<State>()));
 }
-std::vector<Devices::ServedTier> Devices::TakeTiers() { return {}; }
+std::vector<ServedTier> Devices::TakeTiers() { return {}; }
 const Status& Devices::driver() const { return state_->driver; }
 const std::string& Devices::driver_version() const { return state_->version; }
 std::vector<DeviceFacts> Devices::Facts() const { return {}; }
@@ -233,7 +233,7 @@ std::unique_ptr<Devices> Devices::Open(const DaemonConfig& config,
   return finish();
 }
 
-std::vector<Devices::ServedTier> Devices::TakeTiers() {
+std::vector<ServedTier> Devices::TakeTiers() {
   std::vector<ServedTier> tiers;
   for (Served& served : state_->devices) {
     if (served.tier != nullptr) tiers.push_back({std::move(served.tier), served.budget_bytes});

@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "base/universal_hash.h"
 #include "daemon/config.h"
+#include "daemon/tiers.h"
 #include "tier/tier.h"
 
 namespace trims {
@@ -56,10 +57,6 @@ class Devices final {
   Devices& operator=(const Devices&) = delete;
 
   // The tiers in the order of their devices, and what models may take of each. Once.
-  struct ServedTier {
-    std::unique_ptr<Tier> tier;
-    uint64_t budget_bytes = 0;
-  };
   std::vector<ServedTier> TakeTiers();
 
   // OK, or why there is no device at all.

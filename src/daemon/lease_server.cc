@@ -11,6 +11,7 @@
 
 #include "base/device_names.h"
 #include "base/limits.h"
+#include "daemon/devices.h"
 #include "daemon/log.h"
 #include "ipc/frame.h"
 #include "ipc/message.h"
@@ -390,10 +391,6 @@ void LeaseServer::FinishOpen(store::SessionId session, uint64_t request_id, Open
 }
 
 void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenResult& result) {
-  if (result.lent == nullptr) {
-    return SendFailed(session, request_id,
-                      InternalError("the model is resident but can not be described"));
-  }
   const LentReplica& lent = *result.lent;
   static thread_local flatbuffers::FlatBufferBuilder builder(4096);
   builder.Clear();
@@ -406,7 +403,7 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
   opened.add_lease_id(result.lease);
   opened.add_digest(digest);
   opened.add_generation(result.generation);
-  opened.add_tier(lent.key.tier == 0 ? v1::TierKind::Host : v1::TierKind::Device);
+  opened.add_tier(lent.device_uuid.empty() ? v1::TierKind::Host : v1::TierKind::Device);
   opened.add_granularity(static_cast<v1::Granularity>(lent.key.granularity));
   opened.add_total_bytes(lent.total_bytes);
   opened.add_tensor_count(static_cast<uint32_t>(lent.manifest->tensors.size()));
@@ -485,7 +482,7 @@ bool LeaseServer::HandleReattach(Session& session, uint64_t request_id,
   const Result<Digest> digest =
       Digest::FromBytes(reattach->digest()->data(), reattach->digest()->size());
   const auto granularity = static_cast<store::Granularity>(reattach->granularity());
-  std::optional<store::TierIndex> tier = 0;
+  std::optional<store::TierIndex> tier = registry_->tiers().host();
   if (reattach->tier() != v1::TierKind::Host) {
     tier = registry_->TierByName(DeviceTierName(
         reattach->device_uuid() == nullptr ? "" : reattach->device_uuid()->string_view()));

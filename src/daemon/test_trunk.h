@@ -80,8 +80,8 @@ class TestTrunk final {
     for (const std::string& name : names) {
       auto tier = std::make_unique<FakeTier>(name);
       tiers_.push_back(tier.get());
-      made.tiers.push_back(std::move(tier));
-      made.budgets.push_back(made.budgets.empty() ? options.host_bytes : options.device_bytes);
+      const uint64_t budget = made.tiers.empty() ? options.host_bytes : options.device_bytes;
+      made.tiers.push_back({std::move(tier), budget});
     }
     made.catalogue = Catalogue::Open(config_.state_dir, config_.base_dir).value();
     if (options.has_sidecars)
@@ -94,7 +94,7 @@ class TestTrunk final {
   ~TestTrunk() {
     StopThread();
     lease_server_.reset();
-    registry_->store().CheckInvariants();
+    registry_->CheckInvariants();
     registry_.reset();
   }
   TestTrunk(const TestTrunk&) = delete;

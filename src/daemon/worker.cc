@@ -22,6 +22,7 @@
 #include "daemon/devices.h"
 #include "daemon/keeper.h"
 #include "daemon/lease_server.h"
+#include "daemon/ledger.h"
 #include "daemon/ledger_link.h"
 #include "daemon/log.h"
 #include "daemon/machine.h"
@@ -37,10 +38,6 @@ constexpr auto kShutdownGrace = std::chrono::seconds(1);
 
 // Scheduling priority of the reactor's thread.
 constexpr int kReactorNice = -15;
-
-// The ledger's entry with the seed of the key of all integrity hashes. The keeper hands it to
-// each next worker, and nobody else ever sees it.
-constexpr char kHashKeyEntry[] = "device/hash-key";
 
 void ApplyLogLevel(const DaemonConfig& config) {
   if (const Result<LogLevel> level = ParseLogLevel(config.log_level); level.ok())
@@ -96,12 +93,12 @@ class Worker final {
   Result<std::shared_ptr<const UniversalHashKey>> HashKey() {
     for (const LinkMessage& entry : entries_) {
       UniversalHashKey::Seed seed;
-      if (entry.key != kHashKeyEntry || entry.body.size() != seed.size()) continue;
+      if (entry.key != kHashKeyLedgerKey || entry.body.size() != seed.size()) continue;
       std::memcpy(seed.data(), entry.body.data(), seed.size());
       return std::make_shared<const UniversalHashKey>(UniversalHashKey::FromSeed(seed));
     }
     ASSIGN_OR_RETURN(UniversalHashKey made, UniversalHashKey::Generate());
-    RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kPut, kHashKeyEntry,
+    RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kPut, kHashKeyLedgerKey,
                              std::string(made.seed().begin(), made.seed().end())));
     return std::make_shared<const UniversalHashKey>(std::move(made));
   }
@@ -118,12 +115,8 @@ class Worker final {
     HostTierOptions host;
     host.use_hugetlb = config.use_hugetlb;
     host.io_threads = config.io_threads;
-    options.tiers.push_back(MakeHostTier(host));
-    options.budgets.push_back(HostBudgetBytes(config));
-    for (Devices::ServedTier& served : devices_->TakeTiers()) {
-      options.tiers.push_back(std::move(served.tier));
-      options.budgets.push_back(served.budget_bytes);
-    }
+    options.tiers.push_back({MakeHostTier(host), HostBudgetBytes(config)});
+    for (ServedTier& served : devices_->TakeTiers()) options.tiers.push_back(std::move(served));
     options.devices = devices_.get();
     options.on_tier_lost = [this](const std::string& tier) {
       if (control_ != nullptr) control_->SetTierServing(tier, false);
@@ -164,10 +157,9 @@ class Worker final {
     if (::stat(control_path.c_str(), &info) == 0)
       access = ControlAccess{info.st_uid, info.st_gid, info.st_mode & 0777};
     ASSIGN_OR_RETURN(control_, ControlServer::Start(control_backend_.get(), access));
-    for (size_t i = 0; i < registry_->store().config().tiers.size(); ++i) {
-      const Tier& tier = registry_->tier(static_cast<store::TierIndex>(i));
-      control_->SetTierServing(tier.name(), tier.health().ok());
-    }
+    const Tiers& tiers = registry_->tiers();
+    for (store::TierIndex i = 0; i < tiers.size(); ++i)
+      control_->SetTierServing(tiers.name(i), tiers[i].health().ok());
 
     RETURN_IF_ERROR(leases_->Start());
     ASSIGN_OR_RETURN(control_watch_,
@@ -178,12 +170,10 @@ class Worker final {
     RETURN_IF_ERROR(SendLink(link_.get(), LinkType::kReady, "", ""));
     LogInfo("worker ready", {{"worker", start_.worker_number},
                              {"pid", ::getpid()},
-                             {"host_budget_bytes", registry_->store().Tiers()[0].budget_bytes},
-                             {"devices", registry_->store().config().tiers.size() - 1},
+                             {"host_budget_bytes", tiers.budget_bytes(tiers.host())},
+                             {"devices", tiers.device_tiers().size()},
                              {"policy", store::PolicyName(registry_->config().eviction_policy)}});
-    registry_->MeasureRho(start_.config.config.state_dir);
-    registry_->MeasureLinks();
-    registry_->StartScrub();
+    registry_->StartBackground();
     // This thread answers everybody and sleeps between answers; among many busy
     // clients it must not wait for its turn behind them. Loaders keep their place.
     // Not permitted to ordinary users, for whom it stays as it is.

@@ -13,6 +13,7 @@
 #include <set>
 
 #include "base/limits.h"
+#include "daemon/devices.h"
 #include "daemon/log.h"
 #include "format/model_file.h"
 #include "trims/v1/control.pb.h"
@@ -132,7 +133,8 @@ void FillModel(const Registry& registry, const CatalogueEntry* entry, const Dige
   if (digest == nullptr) return;
   out->set_digest(digest->ToString());
   if (const auto contents = registry.FindContents(*digest)) {
-    if (entry == nullptr) out->set_name(contents->name);
+    if (entry == nullptr)
+      out->set_name(contents->names.empty() ? contents->label : contents->names.back());
     out->set_weight_bytes(contents->manifest->weight_bytes);
     out->set_tensor_count(static_cast<uint32_t>(contents->manifest->tensors.size()));
   }
@@ -151,7 +153,7 @@ void FillByDigest(const Registry& registry, const Digest& digest, const std::str
   const auto contents = registry.FindContents(digest);
   std::string name = asked;
   if (const auto reference = ParseModelReference(asked); !reference.ok() || reference->digest) {
-    name = contents == nullptr ? "" : contents->name;
+    name = contents == nullptr || contents->names.empty() ? "" : contents->names.back();
   }
   const Result<CatalogueEntry> entry =
       name.empty() ? Result<CatalogueEntry>(NotFoundError("")) : catalogue.Find(name);
@@ -455,7 +457,7 @@ Status WorkerControl::Load(const v1::LoadRequest& request, const Emit<v1::LoadPr
     load.is_admin = true;
     load.take_lease = false;
     ASSIGN_OR_RETURN(const std::optional<store::TierIndex> tier, TierOf(request.tier()));
-    load.tier = tier.value_or(0);
+    load.tier = tier;
     switch (request.granularity()) {
       case v1::SHARING_GRANULARITY_AUTO:
         break;
@@ -476,7 +478,8 @@ Status WorkerControl::Load(const v1::LoadRequest& request, const Emit<v1::LoadPr
                                                       std::chrono::nanoseconds(keep.nanos()));
     }
     if (const auto digest = registry_->DigestOfName(request.model()); digest && load.granularity) {
-      const auto view = registry_->store().Find(ReplicaKey{*digest, load.tier, *load.granularity});
+      const auto view = registry_->store().Find(
+          ReplicaKey{*digest, tier.value_or(registry_->tiers().host()), *load.granularity});
       resident = view && view->state == store::ReplicaState::kReady;
     }
     open = registry_->NewOpenId();
@@ -549,7 +552,7 @@ Status WorkerControl::Pin(const v1::PinRequest& request, v1::PinResponse* respon
   ASSIGN_OR_RETURN(const Digest digest, DigestOf(request.model(), /*resolve=*/true, nullptr));
   return OnReactor([&]() -> Status {
     ASSIGN_OR_RETURN(const auto tier, TierOf(request.tier()));
-    registry_->Pin(digest, tier.value_or(0), true);
+    registry_->Pin(digest, tier.value_or(registry_->tiers().host()), true);
     FillByDigest(*registry_, digest, request.model(), registry_->catalogue(),
                  response->mutable_model());
     return OkStatus();
@@ -581,7 +584,7 @@ Status WorkerControl::Evict(const v1::EvictRequest& request, v1::EvictResponse* 
       if (const auto digest = registry_->DigestOfName(reference.name)) digests.insert(*digest);
       for (const store::ReplicaView& view : registry_->store().Replicas()) {
         const auto contents = registry_->FindContents(view.replica.model);
-        if (contents != nullptr && contents->name == reference.name)
+        if (contents != nullptr && contents->DisplayName() == reference.name)
           digests.insert(view.replica.model);
       }
     }

@@ -89,6 +89,7 @@ struct Waiter {
   SessionId session = 0;
   uint32_t uid = 0;
   bool is_admin = false;
+  bool newly_proved = false;
 };
 
 // One incarnation of a ReplicaKey.
@@ -190,6 +191,7 @@ struct Store::State {
   void On(const AdoptionStarted& event);
   void On(const LoadAsked& event);
   void On(const PinAsked& event);
+  void On(const VisibilityChanged& event);
   void On(const EvictAsked& event);
   void On(const QuarantineAsked& event);
   void On(const ConfigChanged& event);
@@ -278,6 +280,9 @@ struct Store::State {
 
   bool Pinned(const Replica& replica) const { return replica.model->pinned[replica.key.tier]; }
   bool ValidTier(TierIndex tier) const { return tier < tiers.size(); }
+  bool IsHost(TierIndex tier) const { return config.tiers[tier].kind == TierKind::kHost; }
+  // Remembers that this uid may open the model; true when it was not remembered before.
+  bool Prove(Model& model, uint32_t uid);
   void Say(Notify::Kind kind, const Replica& replica, std::string_view detail = {},
            std::optional<uint32_t> uid = std::nullopt);
   uint64_t FreeBytes(TierIndex tier) const;

@@ -78,6 +78,13 @@ bool Store::State::MayKnow(const Model& model, uint32_t uid, bool is_admin) cons
   return model.is_public || is_admin || model.proved_uids.contains(uid);
 }
 
+bool Store::State::Prove(Model& model, uint32_t uid) {
+  if (model.proved_uids.contains(uid)) return false;
+  // Forgetting is safe: who is forgotten has to show the descriptor again.
+  if (model.proved_uids.size() >= kMaxProvedUidsPerModel) model.proved_uids.clear();
+  return model.proved_uids.insert(uid).second;
+}
+
 Status Store::State::CheckQuota(uint32_t uid, const Replica* replica, uint64_t bytes) const {
   const auto it = users.find(uid);
   if (it == users.end()) {
@@ -145,7 +152,8 @@ void Store::State::Grant(const Waiter& waiter, Replica& replica, bool loaded) {
                               .lease = id,
                               .replica = replica.key,
                               .generation = replica.generation,
-                              .loaded = loaded});
+                              .loaded = loaded,
+                              .newly_proved = waiter.newly_proved});
 }
 
 void Store::State::Want(const Waiter& waiter, Replica& replica) {
@@ -192,11 +200,8 @@ void Store::State::WantPlanned(const Waiter& waiter, const ReplicaKey& key, cons
 
   Model& model = replica != nullptr ? *replica->model : ModelOf(plan.model);
   model.is_public = plan.is_public;
-  if (proved_access) {
-    // Forgetting is safe: who is forgotten has to show the descriptor again.
-    if (model.proved_uids.size() >= kMaxProvedUidsPerModel) model.proved_uids.clear();
-    model.proved_uids.insert(waiter.uid);
-  }
+  Waiter asking = waiter;
+  asking.newly_proved = proved_access && Prove(model, waiter.uid);
   const bool is_new = replica == nullptr;
   if (is_new) {
     replica = &NewReplica(key, plan, std::move(slots));
@@ -205,12 +210,12 @@ void Store::State::WantPlanned(const Waiter& waiter, const ReplicaKey& key, cons
   }
   if (keep_alive.has_value()) replica->keep_alive = *keep_alive;
   if (!is_new) {
-    Want(waiter, *replica);
+    Want(asking, *replica);
     // A prefetch can change the countdown of a replica that nobody leases.
     if (keep_alive.has_value() && replica->state == ReplicaState::kReady) SettleExpiry(*replica);
     return;
   }
-  Want(waiter, *replica);
+  Want(asking, *replica);
   Advance(*replica);
 }
 
@@ -258,17 +263,14 @@ void Store::State::On(const OpenResidentAsked& event) {
   }
   Status status = CheckQuota(event.uid, replica, replica->bytes);
   if (!status.ok()) return Reply(event.open, std::move(status));
-  if (event.proved_access) {
-    std::unordered_set<uint32_t>& proved = replica->model->proved_uids;
-    if (proved.size() >= kMaxProvedUidsPerModel) proved.clear();
-    proved.insert(event.uid);
-  }
+  const bool newly_proved = event.proved_access && Prove(*replica->model, event.uid);
   if (event.keep_alive.has_value()) replica->keep_alive = *event.keep_alive;
   Want({.open = event.open,
         .kind = Waiter::Kind::kResident,
         .session = event.session,
         .uid = event.uid,
-        .is_admin = event.is_admin},
+        .is_admin = event.is_admin,
+        .newly_proved = newly_proved},
        *replica);
 }
 
@@ -804,15 +806,15 @@ void Store::State::Drop(Replica& replica, Notify::Kind kind, std::string_view de
 
 std::optional<Duration> Store::State::IdleTime(const Replica& replica) const {
   const bool volatile_tier =
-      replica.key.tier == 0 ? !config.persist_host : config.persist_only_host;
+      IsHost(replica.key.tier) ? !config.persist_host : config.persist_only_host;
   if (policy->EvictsAtZeroLeases() || volatile_tier) return Duration::zero();
   return replica.keep_alive.has_value() ? *replica.keep_alive : config.keep_alive;
 }
 
 std::string_view Store::State::ExpiryReason(const Replica& replica) const {
   if (policy->EvictsAtZeroLeases()) return "policy eager";
-  if (!config.persist_host && replica.key.tier == 0) return "host copies are not kept";
-  if (config.persist_only_host && replica.key.tier != 0) return "only host copies are kept";
+  if (!config.persist_host && IsHost(replica.key.tier)) return "host copies are not kept";
+  if (config.persist_only_host && !IsHost(replica.key.tier)) return "only host copies are kept";
   return "keep_alive ended";
 }
 
@@ -874,6 +876,11 @@ void Store::State::On(const PinAsked& event) {
     SettleModel(model);
   }
   out.emplace_back(result);
+}
+
+void Store::State::On(const VisibilityChanged& event) {
+  if (const auto it = models.find(event.model); it != models.end())
+    it->second.is_public = event.is_public;
 }
 
 void Store::State::On(const EvictAsked& event) {
@@ -1044,6 +1051,17 @@ std::vector<Action> Store::Apply(const Event& event, Time now) {
 }
 
 LoadId Store::NewLoadId() { return state_->next_load++; }
+
+bool Store::IsPinned(const Digest& model, TierIndex tier) const {
+  const auto it = state_->models.find(model);
+  return it != state_->models.end() && state_->ValidTier(tier) && it->second.pinned[tier];
+}
+
+std::optional<bool> Store::IsPublic(const Digest& model) const {
+  const auto it = state_->models.find(model);
+  if (it == state_->models.end()) return std::nullopt;
+  return it->second.is_public;
+}
 
 bool Store::HasLease(SessionId session, LeaseId lease) const {
   const auto it = state_->leases.find(lease);

@@ -33,7 +33,7 @@
 // proof, or by a uid that gave one before and is still remembered. Everybody else
 // gets UnknownModelError, the answer for a model that does not exist; messages
 // about room name no model that the asker may not open. Whether a model is public
-// is what its latest plan said.
+// is what its latest plan or VisibilityChanged said, whichever came later.
 //
 // Loads. A replica whose missing extents are partly being loaded by another load
 // waits for that one, then asks for what is still missing. When nobody waits for
@@ -68,7 +68,7 @@
 // Idle time. The countdown of keep_alive starts with the end of the last lease, the
 // end of a load that leased nothing, or unpinning, and never runs out before the
 // adoption grace. It is stopped by a lease or a pin. Zero, policy eager,
-// persist_host = false in tier 0, and persist_only_host in all others drop a replica
+// persist_host = false in host tiers, and persist_only_host in all others drop a replica
 // in the Apply that ended its last lease; a prefetched one stays for its first. Longer ones are dropped by Tick.
 //
 // Draining (EvictAsked with force on a leased replica): no new lease; the bytes
@@ -117,6 +117,10 @@ class Store final {
 
   // True when this lease is held by this session.
   bool HasLease(SessionId session, LeaseId lease) const;
+  // The mark that PinAsked set, whether anything of the model is resident or not.
+  bool IsPinned(const Digest& model, TierIndex tier) const;
+  // nullopt when nothing is remembered of the model.
+  std::optional<bool> IsPublic(const Digest& model) const;
 
   std::vector<ReplicaView> Replicas() const;               // Sorted by name, then key.
   // The incarnation that opens get; without one, the latest that is still leased.

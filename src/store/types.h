@@ -64,9 +64,12 @@ Result<PolicyKind> ParsePolicy(std::string_view name);
 Status UnknownModelError(std::string_view reference);
 Status UnknownModelError(const Digest& model);
 
+enum class TierKind : uint8_t { kHost, kDevice };
+
 struct TierConfig {
   std::string name;            // "host", "gpu:<uuid>".
   uint64_t budget_bytes = 0;   // What replicas of this tier may take together.
+  TierKind kind = TierKind::kHost;
 };
 
 struct Config {
@@ -157,6 +160,9 @@ struct LoadAsked {
   ModelPlan plan;
   std::optional<std::optional<Duration>> keep_alive;
 };
+// A name leads to the model now, or none does any more: from here on everybody, or only who has
+// proved access, may open it. Models that nothing is remembered of stay unknown.
+struct VisibilityChanged { Digest model; bool is_public = false; };
 struct PinAsked { Digest model; TierIndex tier = 0; bool pinned = true; };  // All its replicas in that tier, also future ones.
 struct EvictAsked {
   Digest model;
@@ -175,7 +181,7 @@ struct Tick {};                        // Expiry of keep_alive.
 
 using Event = std::variant<OpenAsked, OpenResidentAsked, OpenCancelled, LeaseClosed, ReattachAsked, SessionEnded,
                            LoadFinished, LoadFailed, AdoptionStarted, LoadAsked, PinAsked, EvictAsked,
-                           QuarantineAsked, ConfigChanged, Tick>;
+                           VisibilityChanged, QuarantineAsked, ConfigChanged, Tick>;
 
 // --- Actions -----------------------------------------------------------------
 
@@ -202,6 +208,7 @@ struct ReplyLease {
   ReplicaKey replica;
   uint64_t generation = 0;
   bool loaded = false;                 // This open caused or joined a load.
+  bool newly_proved = false;           // Its proof is the first that is remembered of this uid for this model.
 };
 struct ReplyReady { OpenId open = 0; ReplicaKey replica; };  // To LoadAsked.
 struct ReplyError {

@@ -208,6 +208,7 @@ class DeviceTier final : public Tier {
   }
 
   const std::string& name() const override { return name_; }
+  store::TierKind kind() const override { return store::TierKind::kDevice; }
   uint64_t AllocationBytes(uint64_t bytes) const override {
     return (bytes + granularity_ - 1) / granularity_ * granularity_;
   }

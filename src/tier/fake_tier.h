@@ -29,6 +29,7 @@ namespace trims {
 
 class FakeTier final : public Tier {
  public:
+  // Of the host by this name, of a device by any other.
   explicit FakeTier(std::string name = "host") : name_(std::move(name)) {}
 
   // --- What a test arranges ---------------------------------------------------
@@ -87,6 +88,9 @@ class FakeTier final : public Tier {
   // --- Tier -------------------------------------------------------------------
 
   const std::string& name() const override { return name_; }
+  store::TierKind kind() const override {
+    return name_ == "host" ? store::TierKind::kHost : store::TierKind::kDevice;
+  }
   uint64_t AllocationBytes(uint64_t bytes) const override {
     return (bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
   }

@@ -47,6 +47,7 @@ class HostTier final : public Tier {
   }
 
   const std::string& name() const override { return name_; }
+  store::TierKind kind() const override { return store::TierKind::kHost; }
 
   uint64_t AllocationBytes(uint64_t bytes) const override {
     return RoundUp(bytes, WantsHugePages(bytes) ? kHugePageBytes : kHostPageBytes);

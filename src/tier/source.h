@@ -54,6 +54,8 @@ class Source final {
   // The directory that holds the model, without a slash at its end; "" for a
   // passed descriptor.
   const std::string& directory() const { return directory_; }
+  // Opened as a directory, of which an entry more or less may be other weights.
+  bool is_directory() const { return is_directory_; }
   const std::string& description() const { return description_; }
   // "…/model.safetensors", for messages.
   std::string DescribeFile(size_t index) const;

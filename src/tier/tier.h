@@ -17,6 +17,7 @@
 #include "base/limits.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "store/types.h"
 #include "tier/manifest.h"
 #include "tier/source.h"
 
@@ -59,6 +60,7 @@ class Tier {
  public:
   virtual ~Tier() = default;
   virtual const std::string& name() const = 0;
+  virtual store::TierKind kind() const = 0;
   // What an extent of `bytes` takes from the budget (page rounding).
   virtual uint64_t AllocationBytes(uint64_t bytes) const = 0;
   // Reads, places and verifies every piece against the manifest's checksums.

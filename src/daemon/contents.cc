@@ -1,0 +1,473 @@
+#include "daemon/contents.h"
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+
+#include "base/limits.h"
+#include "daemon/config.h"
+#include "daemon/log.h"
+#include "daemon/progress_throttle.h"
+
+namespace trims {
+namespace {
+
+// Contents kept beyond those that are resident or named.
+constexpr size_t kIdleContentsMax = 1024;
+// Looks at one name while the catalogue goes on changing.
+constexpr int kLookRoundsMax = 8;
+
+std::string FileKey(const std::vector<FileIdentity>& identities) {
+  std::string key = "files";
+  for (const FileIdentity& file : identities) {
+    key += ' ' + std::to_string(file.device) + ':' + std::to_string(file.inode) + ':' +
+           std::to_string(file.size) + ':' + std::to_string(file.mtime_ns) + ':' +
+           std::to_string(file.ctime_ns);
+  }
+  return key;
+}
+
+}  // namespace
+
+std::string UnknownDigestText(const Digest& digest) {
+  return "no model with digest " + digest.ToString() +
+         " that you may use; open it by name, or pass its file";
+}
+
+std::string ModelContents::DisplayName() const {
+  if (!names.empty()) return names.back();
+  return label.empty() ? "@" + digest().ToString() : label;
+}
+
+Result<std::shared_ptr<const Layout>> ModelContents::LayoutAt(store::Granularity granularity,
+                                                              uint64_t slab_bytes) {
+  std::shared_ptr<const Layout>& slot = layouts[static_cast<size_t>(granularity)];
+  if (slot == nullptr) {
+    ASSIGN_OR_RETURN(Layout layout, MakeLayout(*manifest, granularity, slab_bytes));
+    slot = std::make_shared<const Layout>(std::move(layout));
+  }
+  return slot;
+}
+
+struct Contents::LookWork {
+  // Asked. A name, or a passed file.
+  std::string name;
+  Readable known;  // What is known of the name's files, or the passed one.
+  std::string known_path;
+  std::shared_ptr<LoadControl> control;
+
+  // Found.
+  Status status;
+  uint64_t catalogue_version = 0;  // Before the catalogue was asked: never newer than its answer.
+  std::string path;
+  Readable readable;
+  std::shared_ptr<const PathWatch::Watched> watched;
+  // The name does not stand for `known` any more, whatever else it may stand for.
+  bool known_is_past = false;
+  Status sidecar_status;
+};
+
+Contents::Contents(Reactor* reactor, Loaders* loaders, Options options)
+    : reactor_(reactor),
+      loaders_(loaders),
+      catalogue_(std::move(options.catalogue)),
+      sidecars_(std::move(options.sidecars)),
+      bytes_max_(options.bytes_max),
+      threads_(options.threads),
+      on_names_changed_(std::move(options.on_names_changed)),
+      on_look_progress_(std::move(options.on_look_progress)),
+      on_looked_(std::move(options.on_looked)),
+      drop_idle_at_(kIdleContentsMax) {
+  Result<std::unique_ptr<PathWatch>> watch = PathWatch::Create();
+  Status status = watch.status();
+  if (watch.ok()) {
+    watch_ = *std::move(watch);
+    Result<Reactor::WatchId> events = reactor_->Watch(watch_->PeekFd(), EPOLLIN, "files changed",
+                                                      [this](uint32_t) { OnFilesChanged(); });
+    status = events.status();
+    if (events.ok()) {
+      watch_events_ = *events;
+    } else {
+      watch_.reset();
+    }
+  }
+  if (!status.ok()) {
+    LogWarn("named files are looked at again for every open, ignoring",
+            {{"reason", status.message()}});
+  }
+}
+
+Contents::~Contents() { reactor_->Unwatch(watch_events_); }
+
+void Contents::CancelLooks() {
+  for (auto& [key, look] : looks_) look.control->cancelled = true;
+}
+
+// --- Names -------------------------------------------------------------------------
+
+std::shared_ptr<ModelContents> Contents::Current(const std::string& name) {
+  if (watch_ != nullptr && watch_->Drain()) OnFilesChanged();
+  const auto it = names_.find(name);
+  if (it == names_.end()) return nullptr;
+  NameRecord& record = it->second;
+  if (record.watched == nullptr || record.watched->changed() ||
+      record.catalogue_version != catalogue_->version()) {
+    return nullptr;
+  }
+  if (!record.is_checking && Now() - record.checked_at > kRecheckInterval)
+    CheckInBackground(name, record);
+  return record.contents;
+}
+
+void Contents::OnFilesChanged() {
+  if (watch_ == nullptr) return;
+  (void)watch_->Drain();
+  for (auto& [name, record] : names_) {
+    if (record.watched != nullptr && record.watched->changed() && !record.is_checking)
+      CheckInBackground(name, record);
+  }
+}
+
+// A name whose files are gone or others stands for nothing until it is looked at again.
+void Contents::CheckInBackground(const std::string& name, NameRecord& record) {
+  record.is_checking = true;
+  loaders_->files.Run([this, name, source = record.readable.source]() mutable {
+    const bool is_current = source->StillCurrent();
+    const Source* const checked = source.get();
+    source.reset();
+    reactor_->Post("files checked", [this, name, checked, is_current] {
+      const auto it = names_.find(name);
+      if (it == names_.end() || it->second.readable.source.get() != checked) return;
+      it->second.is_checking = false;
+      it->second.checked_at = Now();
+      if (!is_current) ForgetName(name);
+    });
+  });
+}
+
+std::optional<Digest> Contents::DigestOfName(const std::string& name) const {
+  const auto it = names_.find(name);
+  if (it == names_.end()) return std::nullopt;
+  return it->second.contents->digest();
+}
+
+std::shared_ptr<ModelContents> Contents::Find(const Digest& digest) const {
+  const auto it = contents_.find(digest);
+  return it == contents_.end() ? nullptr : it->second;
+}
+
+std::string Contents::NameOf(const Digest& digest) const {
+  const auto it = contents_.find(digest);
+  return it == contents_.end() ? "@" + digest.ToString() : it->second->DisplayName();
+}
+
+Readable Contents::FilesOf(const ModelContents& contents) const {
+  for (auto name = contents.names.rbegin(); name != contents.names.rend(); ++name) {
+    const NameRecord& record = names_.at(*name);
+    if (record.readable.source != nullptr) return record.readable;
+  }
+  return {};
+}
+
+std::string Contents::DirectoryOf(const ModelContents& contents) const {
+  return contents.names.empty() ? "" : names_.at(contents.names.back()).named.directory;
+}
+
+std::vector<NamedFiles> Contents::NamesOf(const ModelContents& contents) const {
+  std::vector<NamedFiles> named;
+  for (const std::string& name : contents.names) named.push_back(names_.at(name).named);
+  return named;
+}
+
+void Contents::SetName(NameRecord record) {
+  const std::string name = record.named.name;
+  const std::shared_ptr<ModelContents> contents = record.contents;
+  std::shared_ptr<ModelContents> before;
+  bool is_same = false;
+  if (const auto it = names_.find(name); it != names_.end()) {
+    NameRecord old = std::exchange(it->second, std::move(record));
+    is_same = old.contents == contents && old.named == it->second.named;
+    before = old.contents;
+    LetGo(std::move(old.readable.source), std::move(old.watched));
+  } else {
+    names_.emplace(name, std::move(record));
+  }
+  if (is_same) return;
+  if (before != nullptr) RemoveName(*before, name);
+  contents->names.push_back(name);
+  if (before != nullptr && before != contents) on_names_changed_(before);
+  on_names_changed_(contents);
+}
+
+void Contents::RemoveName(ModelContents& contents, const std::string& name) {
+  std::erase(contents.names, name);
+}
+
+void Contents::Doubt(const std::string& name) {
+  if (const auto it = names_.find(name); it != names_.end())
+    LetGo(nullptr, std::exchange(it->second.watched, nullptr));
+}
+
+void Contents::ForgetName(const std::string& name) {
+  const auto it = names_.find(name);
+  if (it == names_.end()) return;
+  NameRecord record = std::move(it->second);
+  names_.erase(it);
+  const std::shared_ptr<ModelContents> contents = record.contents;
+  RemoveName(*contents, name);
+  LetGo(std::move(record.readable.source), std::move(record.watched));
+  on_names_changed_(contents);
+}
+
+void Contents::LetGo(std::shared_ptr<const Source> source,
+                     std::shared_ptr<const PathWatch::Watched> watched) {
+  if (source == nullptr && watched == nullptr) return;
+  loaders_->files.Run([source = std::move(source), watched = std::move(watched)]() mutable {
+    source.reset();
+    watched.reset();
+  });
+}
+
+std::shared_ptr<ModelContents> Contents::ContentsOf(
+    const std::shared_ptr<const ModelManifest>& manifest) {
+  std::shared_ptr<ModelContents>& contents = contents_[manifest->digest];
+  if (contents == nullptr) {
+    contents = std::make_shared<ModelContents>();
+    contents->manifest = manifest;
+  }
+  return contents;
+}
+
+std::shared_ptr<ModelContents> Contents::Adopt(
+    const ReplicaEntry& entry, std::shared_ptr<const ModelManifest> manifest,
+    std::shared_ptr<const ReadOnlyRegion> sealed_manifest) {
+  const std::shared_ptr<ModelContents> contents = ContentsOf(manifest);
+  if (contents->sealed_manifest == nullptr) {
+    contents->sealed_manifest = std::move(sealed_manifest);
+    contents->sealed_manifest_bytes = entry.manifest_bytes;
+  }
+  if (contents->label.empty()) contents->label = entry.label;
+  for (const NamedFiles& named : entry.names) {
+    if (names_.contains(named.name)) continue;
+    const Result<CatalogueEntry> listed = catalogue_->Find(named.name);
+    if (!listed.ok() || listed->path != named.path) continue;
+    NameRecord record;
+    record.named = named;
+    record.contents = contents;
+    SetName(std::move(record));
+  }
+  return contents;
+}
+
+// --- Looking -----------------------------------------------------------------------
+
+LookKey Contents::LookAtName(const std::string& name) {
+  auto work = std::make_shared<LookWork>();
+  work->name = name;
+  if (const auto it = names_.find(name); it != names_.end()) {
+    work->known = it->second.readable;
+    work->known_path = it->second.named.path;
+  }
+  return StartLook("name " + name, loaders_->named, std::move(work));
+}
+
+std::optional<Contents::Found> Contents::KnownFiles(const Source& source) const {
+  // Nothing is looked up or shared under an identity that the user may have made up.
+  if (source.has_forgeable_identity()) return std::nullopt;
+  const auto it = manifests_by_files_.find(source.Identities());
+  if (it == manifests_by_files_.end()) return std::nullopt;
+  const auto known = contents_.find(it->second->digest);
+  if (known == contents_.end()) return std::nullopt;
+  return Found{known->second, it->second};
+}
+
+LookKey Contents::LookAtFiles(std::shared_ptr<const Source> source, store::OpenId open) {
+  const bool is_foreign = source->has_forgeable_identity();
+  const LookKey key = is_foreign ? "open " + std::to_string(open) : FileKey(source->Identities());
+  auto work = std::make_shared<LookWork>();
+  work->known.source = std::move(source);
+  return StartLook(key, is_foreign ? loaders_->foreign : loaders_->passed, std::move(work));
+}
+
+void Contents::CancelLook(const LookKey& key) {
+  const auto it = looks_.find(key);
+  if (it == looks_.end()) return;
+  it->second.control->cancelled = true;
+  looks_.erase(it);
+}
+
+LookKey Contents::StartLook(const LookKey& key, LoaderPool& pool, std::shared_ptr<LookWork> work) {
+  // Somebody else's look at these files serves us too. A cancelled one may still be running;
+  // its end is told apart by its control.
+  const auto [it, is_new] = looks_.try_emplace(key);
+  if (!is_new) return key;
+  work->control = it->second.control;
+  auto throttle = std::make_shared<ProgressThrottle>([this, key](uint64_t done, uint64_t total) {
+    reactor_->Post("hashing progress",
+                   [this, key, done, total] { on_look_progress_(key, done, total); });
+  });
+  work->control->on_progress = [throttle](uint64_t done, uint64_t total) {
+    (*throttle)(done, total);
+  };
+  pool.Run([this, key, work = std::move(work)] { LookOnLoaderThread(key, work); });
+  return key;
+}
+
+void Contents::LookOnLoaderThread(const LookKey& key, std::shared_ptr<LookWork> work) {
+  if (work->name.empty()) {
+    work->readable = work->known;
+    LookAtSource(*work);
+  } else {
+    LookAtFilesOfName(*work);
+  }
+  reactor_->Post("look finished", [this, key, work = std::move(work)] { FinishLook(key, work); });
+}
+
+// Three attempts: what is known, which may have changed, and what is there now, which may
+// change while it is read.
+void Contents::LookAtFilesOfName(LookWork& work) const {
+  const Readable known = work.known;
+  work.catalogue_version = catalogue_->version();
+  const Result<CatalogueEntry> entry = catalogue_->Find(work.name);
+  if (!entry.ok()) {
+    work.status = entry.status();
+    work.known_is_past = work.known_is_past || work.status.code() == StatusCode::kNotFound;
+    return;
+  }
+  work.path = entry->path;
+  const bool try_known = known.source != nullptr && work.known_path == entry->path;
+  work.known_is_past = work.known_is_past || (known.source != nullptr && !try_known);
+  for (int attempt = try_known ? 0 : 1; attempt < 3; ++attempt) {
+    if (attempt == 0) {
+      work.readable = known;
+    } else {
+      Result<Source> source = Source::OpenPath(entry->path, CanonicalDirectoryName(work.name));
+      if (!source.ok()) {
+        work.status = source.status();
+        work.known_is_past = work.known_is_past || work.status.code() == StatusCode::kNotFound;
+        return;
+      }
+      work.readable = {std::make_shared<const Source>(*std::move(source)), nullptr};
+      if (known.source != nullptr &&
+          known.source->Identities() == work.readable.source->Identities()) {
+        work.readable.manifest = known.manifest;  // Something else beside them has changed.
+      } else {
+        work.known_is_past = true;
+      }
+    }
+    work.watched = WatchFiles(*work.readable.source);
+    if (!work.readable.source->StillCurrent()) {
+      work.status = AbortedError(work.readable.source->description() +
+                                 " changed while it was looked at: open the model again once "
+                                 "nothing writes it any more");
+      continue;
+    }
+    LookAtSource(work);
+    if (work.status.code() != StatusCode::kAborted || work.control->cancelled) return;
+  }
+}
+
+void Contents::LookAtSource(LookWork& work) const {
+  work.status = OkStatus();
+  if (work.readable.manifest != nullptr) return;
+  const Source& source = *work.readable.source;
+  if (source.total_bytes() > bytes_max_) {
+    // Not worth hashing, which for a large sparse file would take hours.
+    work.status = ResourceExhaustedError(
+        source.description() + " has " + FormatSize(source.total_bytes()) +
+        ", more than the largest budget of this daemon, " + FormatSize(bytes_max_));
+    return;
+  }
+  Result<IngestResult> ingested = Ingest(source, sidecars_.get(), *work.control, threads_);
+  work.status = ingested.status();
+  if (!ingested.ok()) return;
+  work.readable.manifest = ingested->manifest;
+  work.sidecar_status = ingested->sidecar_status;
+}
+
+std::shared_ptr<const PathWatch::Watched> Contents::WatchFiles(const Source& source) const {
+  if (watch_ == nullptr) return nullptr;
+  PathWatch::Asked asked;
+  for (const SourceFile& file : source.files()) asked.files.push_back(file.path);
+  if (source.is_directory()) asked.directories.push_back(source.directory());
+  Result<std::shared_ptr<const PathWatch::Watched>> watched = watch_->Add(asked);
+  if (watched.ok()) return *std::move(watched);
+  LogDebug("files not watched, looked at again for every open",
+           {{"files", source.description()}, {"reason", watched.status().message()}});
+  return nullptr;
+}
+
+void Contents::FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& work) {
+  const auto it = looks_.find(key);
+  if (it == looks_.end() || it->second.control != work->control) return;
+  if (!work->name.empty() && work->catalogue_version != catalogue_->version() &&
+      ++it->second.rounds < kLookRoundsMax) {
+    // The name may have another meaning by now, or none.
+    work->known = work->readable;
+    work->known_path = work->path;
+    loaders_->named.Run([this, key, work] { LookOnLoaderThread(key, work); });
+    return;
+  }
+  looks_.erase(it);
+  if (!work->status.ok()) {
+    if (!work->name.empty() && work->known_is_past) ForgetName(work->name);
+    const bool is_too_large =
+        work->status.code() == StatusCode::kResourceExhausted && work->readable.source != nullptr;
+    on_looked_(key, work->status, is_too_large ? work->readable.source->total_bytes() : 0);
+    return;
+  }
+  if (!work->sidecar_status.ok()) {
+    LogWarn("manifest not recorded, the file is hashed again next time, ignoring",
+            {{"reason", work->sidecar_status.message()}});
+  }
+  Found found{ContentsOf(work->readable.manifest), work->readable.manifest};
+  if (work->name.empty()) {
+    if (!work->readable.source->has_forgeable_identity())
+      manifests_by_files_[work->readable.source->Identities()] = found.manifest;
+  } else {
+    NameRecord record;
+    record.named = {work->name, work->path, work->readable.source->directory()};
+    record.catalogue_version = work->catalogue_version;
+    record.readable = work->readable;
+    record.watched = std::move(work->watched);
+    record.contents = found.contents;
+    record.checked_at = Now();
+    SetName(std::move(record));
+  }
+  on_looked_(key, std::move(found), 0);
+  DropIdle();
+}
+
+void Contents::DropIdle() {
+  if (contents_.size() < drop_idle_at_) return;
+  std::erase_if(contents_, [](const auto& item) {
+    return item.second->names.empty() && item.second.use_count() == 1;
+  });
+  std::erase_if(manifests_by_files_,
+                [&](const auto& item) { return !contents_.contains(item.second->digest); });
+  drop_idle_at_ = contents_.size() + kIdleContentsMax;
+}
+
+void Contents::CheckInvariants() const {
+  for (const auto& [name, record] : names_) {
+    TRIMS_CHECK(record.named.name == name);
+    TRIMS_CHECK(record.contents != nullptr && Find(record.contents->digest()) == record.contents);
+    TRIMS_CHECK(std::count(record.contents->names.begin(), record.contents->names.end(), name) ==
+                1);
+    TRIMS_CHECK((record.readable.source == nullptr) == (record.readable.manifest == nullptr));
+    TRIMS_CHECK(record.readable.manifest == nullptr ||
+                record.readable.manifest->digest == record.contents->digest());
+  }
+  for (const auto& [digest, contents] : contents_) {
+    TRIMS_CHECK(contents->digest() == digest);
+    for (const std::string& name : contents->names) {
+      const auto it = names_.find(name);
+      TRIMS_CHECK(it != names_.end() && it->second.contents == contents);
+    }
+  }
+  for (const auto& [files, manifest] : manifests_by_files_)
+    TRIMS_CHECK(contents_.contains(manifest->digest));
+  for (const auto& [key, look] : looks_) TRIMS_CHECK(!look.control->cancelled);
+}
+
+}  // namespace trims
