@@ -14,8 +14,10 @@ namespace {
 
 // Contents kept beyond those that are resident or named.
 constexpr size_t kIdleContentsMax = 1024;
-// Looks at one name while the catalogue goes on changing.
+// Looks at one name while what it stands for goes on changing.
 constexpr int kLookRoundsMax = 8;
+// Between two times that reports of changed files wake the loop.
+constexpr Duration kReportPause = std::chrono::milliseconds(100);
 
 std::string FileKey(const std::vector<FileIdentity>& identities) {
   std::string key = "files";
@@ -54,10 +56,13 @@ struct Contents::LookWork {
   std::string name;
   Readable known;  // What is known of the name's files, or the passed one.
   std::string known_path;
+  // Only whether these are still the files of this manifest, which an earlier worker made.
+  std::shared_ptr<const ModelManifest> adopted;
   std::shared_ptr<LoadControl> control;
 
   // Found.
   Status status;
+  Time current_at{};
   uint64_t catalogue_version = 0;  // Before the catalogue was asked: never newer than its answer.
   std::string path;
   Readable readable;
@@ -83,7 +88,7 @@ Contents::Contents(Reactor* reactor, Loaders* loaders, Options options)
   if (watch.ok()) {
     watch_ = *std::move(watch);
     Result<Reactor::WatchId> events = reactor_->Watch(watch_->PeekFd(), EPOLLIN, "files changed",
-                                                      [this](uint32_t) { OnFilesChanged(); });
+                                                      [this](uint32_t) { OnFilesReported(); });
     status = events.status();
     if (events.ok()) {
       watch_events_ = *events;
@@ -97,7 +102,19 @@ Contents::Contents(Reactor* reactor, Loaders* loaders, Options options)
   }
 }
 
-Contents::~Contents() { reactor_->Unwatch(watch_events_); }
+Contents::~Contents() {
+  reactor_->Unwatch(watch_events_);
+  reactor_->CancelTimer(watch_pause_);
+}
+
+// Opens take reports in themselves, so there is no hurry: a busy directory on the way to a model
+// wakes the loop ten times a second, not for each of its entries.
+void Contents::OnFilesReported() {
+  OnFilesChanged();
+  reactor_->ChangeEvents(watch_events_, 0);
+  watch_pause_ = reactor_->RunAt(Now() + kReportPause, "watch files again",
+                                 [this] { reactor_->ChangeEvents(watch_events_, EPOLLIN); });
+}
 
 void Contents::CancelLooks() {
   for (auto& [key, look] : looks_) look.control->cancelled = true;
@@ -255,6 +272,10 @@ std::shared_ptr<ModelContents> Contents::Adopt(
     record.named = named;
     record.contents = contents;
     SetName(std::move(record));
+    auto work = std::make_shared<LookWork>();
+    work->name = named.name;
+    work->adopted = contents->manifest;
+    StartLook("adopted " + named.name, loaders_->named, std::move(work));
   }
   return contents;
 }
@@ -327,6 +348,7 @@ void Contents::LookOnLoaderThread(const LookKey& key, std::shared_ptr<LookWork> 
 // change while it is read.
 void Contents::LookAtFilesOfName(LookWork& work) const {
   const Readable known = work.known;
+  work.current_at = Now();
   work.catalogue_version = catalogue_->version();
   const Result<CatalogueEntry> entry = catalogue_->Find(work.name);
   if (!entry.ok()) {
@@ -356,6 +378,7 @@ void Contents::LookAtFilesOfName(LookWork& work) const {
       }
     }
     work.watched = WatchFiles(*work.readable.source);
+    work.current_at = Now();
     if (!work.readable.source->StillCurrent()) {
       work.status = AbortedError(work.readable.source->description() +
                                  " changed while it was looked at: open the model again once "
@@ -371,6 +394,14 @@ void Contents::LookAtSource(LookWork& work) const {
   work.status = OkStatus();
   if (work.readable.manifest != nullptr) return;
   const Source& source = *work.readable.source;
+  if (work.adopted != nullptr) {
+    if (source.Identities() == work.adopted->file_identities) {
+      work.readable.manifest = work.adopted;
+    } else {
+      work.status = FailedPreconditionError(source.description() + " is not what it was");
+    }
+    return;
+  }
   if (source.total_bytes() > bytes_max_) {
     // Not worth hashing, which for a large sparse file would take hours.
     work.status = ResourceExhaustedError(
@@ -397,23 +428,36 @@ std::shared_ptr<const PathWatch::Watched> Contents::WatchFiles(const Source& sou
   return nullptr;
 }
 
+// As far as the kernel and the catalogue have told.
+bool Contents::IsStillSo(const LookWork& work) {
+  if (watch_ != nullptr) (void)watch_->Drain();
+  return work.catalogue_version == catalogue_->version() &&
+         (work.watched == nullptr || !work.watched->changed());
+}
+
 void Contents::FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& work) {
   const auto it = looks_.find(key);
   if (it == looks_.end() || it->second.control != work->control) return;
-  if (!work->name.empty() && work->catalogue_version != catalogue_->version() &&
-      ++it->second.rounds < kLookRoundsMax) {
+  if (!work->name.empty() && !IsStillSo(*work)) {
     // The name may have another meaning by now, or none.
-    work->known = work->readable;
-    work->known_path = work->path;
-    loaders_->named.Run([this, key, work] { LookOnLoaderThread(key, work); });
-    return;
+    if (++it->second.rounds < kLookRoundsMax) {
+      work->known = work->readable.manifest != nullptr ? work->readable : Readable();
+      work->known_path = work->path;
+      loaders_->named.Run([this, key, work] { LookOnLoaderThread(key, work); });
+      return;
+    }
+    work->known_is_past = true;
+    work->status = AbortedError("what \"" + work->name +
+                                "\" stands for goes on changing; open it again when it does not");
   }
   looks_.erase(it);
   if (!work->status.ok()) {
     if (!work->name.empty() && work->known_is_past) ForgetName(work->name);
     const bool is_too_large =
         work->status.code() == StatusCode::kResourceExhausted && work->readable.source != nullptr;
-    on_looked_(key, work->status, is_too_large ? work->readable.source->total_bytes() : 0);
+    on_looked_(key, {.found = work->status,
+                     .current_at = work->current_at,
+                     .need_bytes = is_too_large ? work->readable.source->total_bytes() : 0});
     return;
   }
   if (!work->sidecar_status.ok()) {
@@ -434,7 +478,7 @@ void Contents::FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& w
     record.checked_at = Now();
     SetName(std::move(record));
   }
-  on_looked_(key, std::move(found), 0);
+  on_looked_(key, {.found = std::move(found), .current_at = work->current_at});
   DropIdle();
 }
 

@@ -77,6 +77,17 @@ using LookKey = std::string;
 
 class Contents final {
  public:
+  struct Found {
+    std::shared_ptr<ModelContents> contents;
+    std::shared_ptr<const ModelManifest> manifest;  // Of just these files.
+  };
+  struct Looked {
+    Result<Found> found = Found();
+    // A name led to these files, or failed to, at this moment; who asked later, and shared the
+    // look, may have seen it change.
+    Time current_at{};
+    uint64_t need_bytes = 0;  // With RESOURCE_EXHAUSTED: what the files have.
+  };
   struct Options {
     std::unique_ptr<Catalogue> catalogue;
     std::unique_ptr<SidecarStore> sidecars;  // May be null.
@@ -85,15 +96,9 @@ class Contents final {
     // The names that lead to this model have changed.
     std::function<void(const std::shared_ptr<ModelContents>&)> on_names_changed;
     std::function<void(const LookKey&, uint64_t done, uint64_t total)> on_look_progress;
-    // Once for each look that was not cancelled. `need_bytes`: with RESOURCE_EXHAUSTED, what the
-    // files have.
-    struct Found {
-      std::shared_ptr<ModelContents> contents;
-      std::shared_ptr<const ModelManifest> manifest;  // Of just these files.
-    };
-    std::function<void(const LookKey&, Result<Found>, uint64_t need_bytes)> on_looked;
+    // Once for each look that was not cancelled.
+    std::function<void(const LookKey&, const Looked&)> on_looked;
   };
-  using Found = Options::Found;
 
   // Borrows `reactor` and `loaders`.
   Contents(Reactor* reactor, Loaders* loaders, Options options);
@@ -131,7 +136,8 @@ class Contents final {
   // The name leads nowhere until it is looked at again.
   void ForgetName(const std::string& name);
   // What an earlier worker knew: names whose catalogue entries still say the same lead to the
-  // model again, though nobody has looked at their files. Blocks; before serving.
+  // model again, until a look that begins now finds that their files are others. Blocks; before
+  // serving.
   std::shared_ptr<ModelContents> Adopt(const ReplicaEntry& entry,
                                        std::shared_ptr<const ModelManifest> manifest,
                                        std::shared_ptr<const ReadOnlyRegion> sealed_manifest);
@@ -165,6 +171,7 @@ class Contents final {
   void LookAtFilesOfName(LookWork& work) const;
   void LookAtSource(LookWork& work) const;
   std::shared_ptr<const PathWatch::Watched> WatchFiles(const Source& source) const;
+  bool IsStillSo(const LookWork& work);
   void FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& work);
   std::shared_ptr<ModelContents> ContentsOf(const std::shared_ptr<const ModelManifest>& manifest);
   void SetName(NameRecord record);
@@ -172,6 +179,7 @@ class Contents final {
   // Closing a file may take as long as any other call to its file system.
   void LetGo(std::shared_ptr<const Source> source,
              std::shared_ptr<const PathWatch::Watched> watched);
+  void OnFilesReported();
   void OnFilesChanged();
   void CheckInBackground(const std::string& name, NameRecord& record);
   void DropIdle();
@@ -187,6 +195,7 @@ class Contents final {
   const decltype(Options::on_looked) on_looked_;
   std::unique_ptr<PathWatch> watch_;  // Null where the kernel has none left.
   Reactor::WatchId watch_events_{};
+  Reactor::TimerId watch_pause_{};
 
   std::unordered_map<std::string, NameRecord> names_;
   std::unordered_map<Digest, std::shared_ptr<ModelContents>> contents_;

@@ -133,8 +133,7 @@ void Opens::OnLookProgress(const LookKey& key, uint64_t done, uint64_t total) {
   }
 }
 
-void Opens::OnLooked(const LookKey& key, const Result<Contents::Found>& found,
-                     uint64_t need_bytes) {
+void Opens::OnLooked(const LookKey& key, const Contents::Looked& looked) {
   const auto it = by_look_.find(key);
   if (it == by_look_.end()) return;
   const std::set<OpenId> ids = it->second;
@@ -142,17 +141,22 @@ void Opens::OnLooked(const LookKey& key, const Result<Contents::Found>& found,
     Pending* const pending = Find(id);
     if (pending == nullptr) continue;  // Cancelled by what an answer before it led to.
     Move(id, *pending, std::monostate());
-    if (!found.ok()) {
-      OpenResult failed{found.status()};
-      failed.need_bytes = need_bytes;
+    if (pending->brought.source == nullptr && pending->asked_at > looked.current_at) {
+      StartNamed(id, *pending);  // A look from before it asked: the files may have changed since.
+      continue;
+    }
+    if (!looked.found.ok()) {
+      OpenResult failed{looked.found.status()};
+      failed.need_bytes = looked.need_bytes;
       Fail(id, std::move(failed));
       continue;
     }
+    const Contents::Found& found = *looked.found;
     if (pending->brought.source != nullptr) {
-      pending->brought.manifest = found->manifest;
-      if (found->contents->label.empty()) found->contents->label = pending->request.label;
+      pending->brought.manifest = found.manifest;
+      if (found.contents->label.empty()) found.contents->label = pending->request.label;
     }
-    Proceed(id, *pending, found->contents);
+    Proceed(id, *pending, found.contents);
   }
 }
 
@@ -338,8 +342,6 @@ void Opens::OnReply(const store::ReplyLease& reply) {
   }
   ++counters_.answered;
   if (!reply.loaded) ++counters_.hits;
-  // Who may have it outlives this worker.
-  if (reply.newly_proved) parts_.residents->Record(reply.replica);
   OpenResult result;
   result.lease = reply.lease;
   result.generation = reply.generation;

@@ -120,7 +120,7 @@ class Opens final {
   void OnReply(store::ReplyError reply);
   // What a look found.
   void OnLookProgress(const LookKey& key, uint64_t done, uint64_t total);
-  void OnLooked(const LookKey& key, const Result<Contents::Found>& found, uint64_t need_bytes);
+  void OnLooked(const LookKey& key, const Contents::Looked& looked);
   void OnLoadProgress(const store::ReplicaKey& replica, OpenPhase phase, uint64_t done,
                       uint64_t total);
 

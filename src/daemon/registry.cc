@@ -43,8 +43,8 @@ Registry::Registry(Reactor* reactor, Options options)
            .on_names_changed = [this](const auto& contents) { OnNamesChanged(contents); },
            .on_look_progress = [this](const LookKey& key, uint64_t done,
                                       uint64_t total) { opens_.OnLookProgress(key, done, total); },
-           .on_looked = [this](const LookKey& key, Result<Contents::Found> found,
-                               uint64_t need) { opens_.OnLooked(key, found, need); }}),
+           .on_looked = [this](const LookKey& key,
+                               const Contents::Looked& looked) { opens_.OnLooked(key, looked); }}),
       residents_({.reactor = reactor,
                   .tiers = &tiers_,
                   .loaders = loaders_.get(),
@@ -262,6 +262,9 @@ void Registry::Do(store::StartLoad& action) {
   if (waiting.is_anybody && !waiting.is_wanted) pool = &loaders_->background;
   residents_.Start(action, readable, *pool);
 }
+
+// Who may have it outlives this worker.
+void Registry::Do(store::AccessProved& action) { residents_.RecordAll(action.model); }
 
 void Registry::Do(store::CancelLoad& action) {
   residents_.Cancel(action.load);

@@ -124,6 +124,10 @@ class Registry final {
   RegistryCounters counters() const;
   const RhoConstants& rho() const { return rates_.rho(); }
   size_t loads_running() const { return residents_.loads_running(); }
+  // Something is being looked at, loaded or adopted.
+  bool is_busy() const {
+    return loads_running() > 0 || contents_.looks_running() > 0 || !adoption_.is_over();
+  }
   const Tiers& tiers() const { return tiers_; }
   std::optional<store::TierIndex> TierByName(const std::string& name) const {
     return tiers_.ByName(name);
@@ -155,6 +159,7 @@ class Registry final {
   void Do(store::ReplyLease& action) { opens_.OnReply(action); }
   void Do(store::ReplyReady& action) { opens_.OnReply(action); }
   void Do(store::ReplyError& action) { opens_.OnReply(std::move(action)); }
+  void Do(store::AccessProved& action);
   void Do(store::Notify& action);
   void Do(store::EvictResult& action);
   void Do(store::PinResult&) {}

@@ -340,6 +340,12 @@ void Residents::Refresh(const std::shared_ptr<ModelContents>& contents) {
   }
 }
 
+void Residents::RecordAll(const Digest& model) {
+  for (const auto& [key, resident] : replicas_) {
+    if (key.model == model && resident.is_recorded) Record(key);
+  }
+}
+
 bool Residents::IsLent(const ReplicaKey& replica) const {
   const auto it = replicas_.find(replica);
   return it != replicas_.end() && it->second.lent != nullptr;

@@ -87,9 +87,10 @@ class Residents final {
   // What a lease on this ready replica hands out; made once.
   Result<std::shared_ptr<const LentReplica>> Lend(const store::ReplicaKey& replica);
   bool IsLent(const store::ReplicaKey& replica) const;
-  // Writes the ready replica into the ledger, as it is now: when it became ready, and when who
-  // may have it has changed.
+  // Writes the ready replica into the ledger, as it is now.
   void Record(const store::ReplicaKey& replica);
+  // All that are there of this model: who may have it has changed.
+  void RecordAll(const Digest& model);
 
   // What an earlier worker left, until its bytes are verified: then it may be lent. Adopting
   // what is there already changes nothing.

@@ -59,11 +59,15 @@ class TestTrunk final {
     std::vector<LinkMessage> entries = {};  // What that keeper kept.
     bool has_sidecars = false;
     std::function<void(const std::string& tier)> on_tier_lost = nullptr;
+    const TemporaryDirectory* root = nullptr;  // Borrowed; null: one of its own.
   };
 
   TestTrunk() : TestTrunk(Options()) {}
   explicit TestTrunk(Options options)
-      : reactor_(Reactor::Create().value()), config_(std::move(options.config)) {
+      : own_root_(options.root == nullptr ? std::make_unique<TemporaryDirectory>() : nullptr),
+        root_(options.root == nullptr ? *own_root_ : *options.root),
+        reactor_(Reactor::Create().value()),
+        config_(std::move(options.config)) {
     for (const char* folder : {"run", "state", "base", "models"})
       std::filesystem::create_directories(root_ / folder);
     config_.runtime_dir = root_ / "run";
@@ -156,9 +160,9 @@ class TestTrunk final {
     return answer.get() || Impatient();
   }
 
-  // Until nothing is loading and nobody waits for the store.
+  // Until nothing is looked at, loaded or adopted any more.
   bool Settle() {
-    return RunUntil([this] { return registry_->loads_running() == 0; });
+    return RunUntil([this] { return !registry_->is_busy(); });
   }
 
   // --- Models -------------------------------------------------------------------
@@ -248,7 +252,8 @@ class TestTrunk final {
     EXPECT_EQ(::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK), 0);
   }
 
-  const TemporaryDirectory root_;
+  const std::unique_ptr<const TemporaryDirectory> own_root_;
+  const TemporaryDirectory& root_;
   const std::unique_ptr<Reactor> reactor_;
   DaemonConfig config_;
   std::vector<FakeTier*> tiers_;  // The registry's.

@@ -89,7 +89,6 @@ struct Waiter {
   SessionId session = 0;
   uint32_t uid = 0;
   bool is_admin = false;
-  bool newly_proved = false;
 };
 
 // One incarnation of a ReplicaKey.
@@ -281,8 +280,8 @@ struct Store::State {
   bool Pinned(const Replica& replica) const { return replica.model->pinned[replica.key.tier]; }
   bool ValidTier(TierIndex tier) const { return tier < tiers.size(); }
   bool IsHost(TierIndex tier) const { return config.tiers[tier].kind == TierKind::kHost; }
-  // Remembers that this uid may open the model; true when it was not remembered before.
-  bool Prove(Model& model, uint32_t uid);
+  // Remembers that this uid may open the model.
+  void Prove(Model& model, uint32_t uid);
   void Say(Notify::Kind kind, const Replica& replica, std::string_view detail = {},
            std::optional<uint32_t> uid = std::nullopt);
   uint64_t FreeBytes(TierIndex tier) const;

@@ -78,11 +78,12 @@ bool Store::State::MayKnow(const Model& model, uint32_t uid, bool is_admin) cons
   return model.is_public || is_admin || model.proved_uids.contains(uid);
 }
 
-bool Store::State::Prove(Model& model, uint32_t uid) {
-  if (model.proved_uids.contains(uid)) return false;
+void Store::State::Prove(Model& model, uint32_t uid) {
+  if (model.proved_uids.contains(uid)) return;
   // Forgetting is safe: who is forgotten has to show the descriptor again.
   if (model.proved_uids.size() >= kMaxProvedUidsPerModel) model.proved_uids.clear();
-  return model.proved_uids.insert(uid).second;
+  model.proved_uids.insert(uid);
+  out.emplace_back(AccessProved{.model = model.digest, .uid = uid});
 }
 
 Status Store::State::CheckQuota(uint32_t uid, const Replica* replica, uint64_t bytes) const {
@@ -152,8 +153,7 @@ void Store::State::Grant(const Waiter& waiter, Replica& replica, bool loaded) {
                               .lease = id,
                               .replica = replica.key,
                               .generation = replica.generation,
-                              .loaded = loaded,
-                              .newly_proved = waiter.newly_proved});
+                              .loaded = loaded});
 }
 
 void Store::State::Want(const Waiter& waiter, Replica& replica) {
@@ -200,8 +200,7 @@ void Store::State::WantPlanned(const Waiter& waiter, const ReplicaKey& key, cons
 
   Model& model = replica != nullptr ? *replica->model : ModelOf(plan.model);
   model.is_public = plan.is_public;
-  Waiter asking = waiter;
-  asking.newly_proved = proved_access && Prove(model, waiter.uid);
+  if (proved_access) Prove(model, waiter.uid);
   const bool is_new = replica == nullptr;
   if (is_new) {
     replica = &NewReplica(key, plan, std::move(slots));
@@ -210,12 +209,12 @@ void Store::State::WantPlanned(const Waiter& waiter, const ReplicaKey& key, cons
   }
   if (keep_alive.has_value()) replica->keep_alive = *keep_alive;
   if (!is_new) {
-    Want(asking, *replica);
+    Want(waiter, *replica);
     // A prefetch can change the countdown of a replica that nobody leases.
     if (keep_alive.has_value() && replica->state == ReplicaState::kReady) SettleExpiry(*replica);
     return;
   }
-  Want(asking, *replica);
+  Want(waiter, *replica);
   Advance(*replica);
 }
 
@@ -263,14 +262,13 @@ void Store::State::On(const OpenResidentAsked& event) {
   }
   Status status = CheckQuota(event.uid, replica, replica->bytes);
   if (!status.ok()) return Reply(event.open, std::move(status));
-  const bool newly_proved = event.proved_access && Prove(*replica->model, event.uid);
+  if (event.proved_access) Prove(*replica->model, event.uid);
   if (event.keep_alive.has_value()) replica->keep_alive = *event.keep_alive;
   Want({.open = event.open,
         .kind = Waiter::Kind::kResident,
         .session = event.session,
         .uid = event.uid,
-        .is_admin = event.is_admin,
-        .newly_proved = newly_proved},
+        .is_admin = event.is_admin},
        *replica);
 }
 

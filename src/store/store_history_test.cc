@@ -228,7 +228,8 @@ class History {
     if (roll < 860) return PlayPrefetch();
     if (roll < 885) return PlayAdoption();
     if (roll < 905) return PlayReattach();
-    if (roll < 925) return PlayPin();
+    if (roll < 915) return PlayPin();
+    if (roll < 925) return PlayVisibility();
     if (roll < 945) return PlayEvict();
     if (roll < 957) return PlayQuarantine();
     if (roll < 962) return PlayConfig();
@@ -456,6 +457,18 @@ class History {
     EXPECT_EQ(results[0].changed, was != event.pinned);
   }
 
+  // Names come and go. What opens say later agrees with it.
+  void PlayVisibility() {
+    const VisibilityChanged event{.model = dice_.Of(models_), .is_public = dice_.Percent(50)};
+    for (Granularity granularity : {Granularity::kModel, Granularity::kSlab, Granularity::kLayer}) {
+      const auto plan = plans_.find({event.model, granularity});
+      if (plan != plans_.end()) plan->second.is_public = event.is_public;
+    }
+    EXPECT_TRUE(Apply(event).empty());
+    const std::optional<bool> is_public = store_->IsPublic(event.model);
+    EXPECT_TRUE(!is_public.has_value() || *is_public == event.is_public);
+  }
+
   void PlayEvict() {
     EvictAsked event{.model = dice_.Of(models_), .force = dice_.Percent(30)};
     if (dice_.Percent(60)) event.tier = AnyTier();
@@ -562,6 +575,13 @@ class History {
     return actions;
   }
 
+  // The proof is known, and new.
+  void Carry(const AccessProved& action, const Event& event) {
+    EXPECT_TRUE(std::holds_alternative<OpenAsked>(event) ||
+                std::holds_alternative<OpenResidentAsked>(event));
+    EXPECT_TRUE(proved_.contains({action.model, action.uid}));
+    EXPECT_TRUE(told_proved_.insert({action.model, action.uid}).second) << "told twice";
+  }
   void Carry(const StartLoad& action, const Event&) {
     OutsideTier& tier = tiers_[action.replica.tier];
     EXPECT_FALSE(action.missing.empty());
@@ -826,6 +846,7 @@ class History {
   std::map<OpenId, OutsideOpen> waiting_;
   std::set<std::pair<Digest, TierIndex>> pinned_;
   std::set<std::pair<Digest, uint32_t>> proved_;
+  std::set<std::pair<Digest, uint32_t>> told_proved_;
   std::map<ReplicaKey, Time> grace_;
   std::set<Digest> quarantinable_;
   bool refused_adoption_ = false;

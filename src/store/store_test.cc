@@ -66,7 +66,7 @@ TEST_F(StoreTest, OneLoadServesAllWhoWait) {
 
 TEST_F(StoreTest, TiersAndGranularitiesAreSeparateReplicas) {
   Config config = OneTier(1000);
-  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 1000});
+  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 1000, .kind = TierKind::kDevice});
   Start(config);
   Load(Plan(1, 60));
   OpenAsked device = Asks(Plan(1, 60));
@@ -897,7 +897,7 @@ TEST_F(StoreTest, EagerKeepsWhatIsPinned) {
 
 TEST_F(StoreTest, HostCopiesThatAreNotToPersistGoWithTheirLastLeaseAndDeviceCopiesStay) {
   Config config = OneTier(100);
-  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100});
+  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100, .kind = TierKind::kDevice});
   config.persist_host = false;
   Start(config);
   Put(Plan(1, 60));
@@ -910,7 +910,7 @@ TEST_F(StoreTest, HostCopiesThatAreNotToPersistGoWithTheirLastLeaseAndDeviceCopi
 
 TEST_F(StoreTest, WithOnlyHostCopiesToKeepDeviceCopiesGoWithTheirLastLeaseAndHostCopiesStay) {
   Config config = OneTier(100);
-  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100});
+  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100, .kind = TierKind::kDevice});
   config.persist_only_host = true;
   Start(config);
   Put(Plan(1, 60));
@@ -1062,7 +1062,7 @@ TEST_F(StoreTest, EvictWithoutForceKeepsWhatIsInUseAndSaysWhoHoldsIt) {
 
 TEST_F(StoreTest, EvictIsForOneTierOrForAll) {
   Config config = OneTier(100);
-  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100});
+  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 100, .kind = TierKind::kDevice});
   Start(config);
   const auto put_both = [&] {
     for (TierIndex tier : {0u, 1u}) {

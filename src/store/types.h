@@ -208,7 +208,11 @@ struct ReplyLease {
   ReplicaKey replica;
   uint64_t generation = 0;
   bool loaded = false;                 // This open caused or joined a load.
-  bool newly_proved = false;           // Its proof is the first that is remembered of this uid for this model.
+};
+// A uid that was not remembered to may open the model now. Comes before the answer to its open.
+struct AccessProved {
+  Digest model;
+  uint32_t uid = 0;
 };
 struct ReplyReady { OpenId open = 0; ReplicaKey replica; };  // To LoadAsked.
 struct ReplyError {
@@ -262,7 +266,7 @@ struct PinResult {
   uint32_t replicas = 0;               // Present ones that it applies to; 0: future ones only.
 };
 
-using Action = std::variant<StartLoad, CancelLoad, ReleaseExtents, ReplyLease, ReplyReady, ReplyError, Notify,
+using Action = std::variant<StartLoad, CancelLoad, ReleaseExtents, ReplyLease, ReplyReady, ReplyError, AccessProved, Notify,
                             EvictResult, PinResult>;
 
 // --- Views -------------------------------------------------------------------

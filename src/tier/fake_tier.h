@@ -191,7 +191,8 @@ class FakeTier final : public Tier {
                                       " bytes and " + std::to_string(need) + " are needed");
       }
     }
-    if (!is_synthetic && job.manifest->file_identities != job.source->Identities()) {
+    if (!is_synthetic && job.source != nullptr &&
+        job.manifest->file_identities != job.source->Identities()) {
       return AbortedError("the file is no longer the one of the manifest");
     }
     ASSIGN_OR_RETURN(const std::vector<ChunkWork> work, ListChunks(*job.manifest, job.extents));
@@ -213,7 +214,9 @@ class FakeTier final : public Tier {
     for (const ChunkWork& chunk : work) {
       if (control.cancelled) return CancelledError("nobody waits for this load any more");
       if (!is_synthetic) {
-        RETURN_IF_ERROR(Copy(job, chunk, regions[chunk.extent]));
+        const std::shared_ptr<const ResidentExtent> copy = Offered(job, chunk.extent);
+        RETURN_IF_ERROR(copy != nullptr ? CopyFrom(*copy, job, chunk, regions[chunk.extent])
+                                        : Copy(job, chunk, regions[chunk.extent]));
       }
       done += chunk.bytes;
       if (control.on_progress) control.on_progress(done, total);
@@ -224,6 +227,24 @@ class FakeTier final : public Tier {
       resident.push_back(Resident(*job.extents[i], std::move(sealed)));
     }
     return resident;
+  }
+
+  static std::shared_ptr<const ResidentExtent> Offered(const LoadJob& job, size_t extent) {
+    if (extent < job.peer.size() && job.peer[extent] != nullptr) return job.peer[extent];
+    return extent < job.host.size() ? job.host[extent] : nullptr;
+  }
+
+  // The layout is the same in every tier.
+  static Status CopyFrom(const ResidentExtent& copy, const LoadJob& job, const ChunkWork& chunk,
+                         WritableRegion& region) {
+    const ManifestTensor& tensor = job.manifest->tensors[chunk.tensor];
+    const auto place = region.bytes().subspan(chunk.extent_offset, chunk.bytes);
+    if (::pread(copy.fd.get(), place.data(), place.size(),
+                static_cast<off_t>(chunk.extent_offset)) != static_cast<ssize_t>(place.size()) ||
+        ChecksumOf(place) != tensor.chunks[chunk.chunk]) {
+      return DataLossError("a resident copy, " + DescribeChunk(tensor, chunk.chunk));
+    }
+    return OkStatus();
   }
 
   static Status Copy(const LoadJob& job, const ChunkWork& chunk, WritableRegion& region) {
