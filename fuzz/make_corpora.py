@@ -293,10 +293,28 @@ def symbol_seeds():
         yield "value_" + name, text.encode()
 
 
+# --- Names of models ------------------------------------------------------------
+
+def model_name_seeds():
+    hexadecimal = "0123456789abcdef" * 4
+    for name, text in (
+            ("plain", "vgg16"), ("of_2019", "BVLC-AlexNet:1.0"), ("canonical", "bvlc_alexnet_1.0"),
+            ("spaces", "Network in Network:1.0"), ("namespace", "Team-A/VGG16_SOD:2.0rc1"),
+            ("version_text", "net:latest"), ("number", "resnet-50"), ("dots", "..._1.0"),
+            ("version_of_dot", "._1.0"), ("version_of_dots", ".._1.0"), ("version_only", "_1.0"),
+            ("digest", "@sha256:" + hexadecimal), ("digest_bare", "sha256:" + hexadecimal),
+            ("bad_digest", "sha256:12"), ("bad_empty", ""), ("bad_up", "../etc/passwd"),
+            ("bad_absolute", "/models/vgg16_1.0//"), ("bad_slash", "vgg16/"), ("bad_parts", "a/b/c"),
+            ("bad_colons", "a:b:c"), ("bad_order", "a:b/c"), ("bad_version", "a:.."),
+            ("bad_control", "a\x1b[31m"), ("bad_nul", "a\0b"), ("bad_utf8", "\u00fc"),
+            ("long", "a" * 256), ("bad_long", "a" * 513)):
+        yield name, text.encode()
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "corpora")
     for target, seeds in (("safetensors", safetensors_seeds), ("params", params_seeds),
-                          ("symbol", symbol_seeds)):
+                          ("symbol", symbol_seeds), ("model_name", model_name_seeds)):
         folder = root / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in seeds():
