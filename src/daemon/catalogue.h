@@ -1,7 +1,8 @@
 // Names of models: which path a name stands for.
 //
 // Two sources: names registered by `trims add`, kept in <state_dir>/catalogue.json,
-// and the directories of base_dir, by the 2019 convention. A registered name wins.
+// and the directories of base_dir (format/model_files.h). A registered name wins; it
+// is found as it was registered, in no other spelling.
 // Thread-safe; Add, Remove and List block on the file system.
 #pragma once
 
@@ -9,28 +10,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "base/digest.h"
 #include "base/status.h"
+#include "format/model_name.h"
 
 namespace trims {
-
-// "[namespace/]name[:version]" or "[@]sha256:<64 hex>".
-struct ModelReference {
-  std::string name;  // "" when by digest.
-  std::optional<Digest> digest;
-};
-// INVALID_ARGUMENT names the character that is not allowed, or the part that is
-// empty or too long. Letters, digits, '.', '_', '-' and ' ' make up a part; no
-// part is "." or "..". So a name is never a path.
-Result<ModelReference> ParseModelReference(std::string_view text);
-
-// The 2019 directory name of "[namespace/]name[:version]": lower case, and ' ',
-// '-' and ':' become '_'. "BVLC-AlexNet:1.0" -> "bvlc_alexnet_1.0".
-std::string CanonicalDirectoryName(std::string_view name);
 
 struct CatalogueEntry {
   std::string name;
@@ -41,7 +27,8 @@ struct CatalogueEntry {
 class Catalogue final {
  public:
   // Reads <state_dir>/catalogue.json when it exists. DATA_LOSS when it is not
-  // what Add wrote: the file is left alone, and the message says so.
+  // what Add wrote: the file is left alone, and the message says so. Another error
+  // when it can not be read.
   static Result<std::unique_ptr<Catalogue>> Open(const std::string& state_dir,
                                                  const std::string& base_dir);
 
@@ -49,13 +36,16 @@ class Catalogue final {
   Result<CatalogueEntry> Find(const std::string& name) const;
 
   // ALREADY_EXISTS when the name stands for another path and not `replace`.
+  // INVALID_ARGUMENT for what is no name and for a path that is not UTF-8. On failure
+  // nothing has changed, here and on disk.
   Status Add(const std::string& name, const std::string& path, bool replace);
   // NOT_FOUND when not registered; FAILED_PRECONDITION for a directory of base_dir.
   Status Remove(const std::string& name);
   // Changes with every Add and Remove: what Find answered holds at least as long
   // as this number stays and the files it led to are there.
   uint64_t version() const { return version_.load(std::memory_order_acquire); }
-  // Registered names, then base_dir's directories; sorted by name.
+  // Registered names and base_dir's directories with names of their own; sorted by
+  // name. What lies in a namespace's directory is found, but not listed.
   std::vector<CatalogueEntry> List() const;
 
  private:
