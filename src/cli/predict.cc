@@ -16,6 +16,7 @@
 #include "cli/command.h"
 #include "cli/json.h"
 #include "cli/text.h"
+#include "format/model_files.h"
 #include "predict/image.h"
 #include "predict/lease_weights.h"
 #include "predict/model_folder.h"
@@ -80,20 +81,27 @@ Result<Model> LeaseModel(const Context& context, const PredictCommand& command) 
   return model;
 }
 
-// --no-share: a directory given as a path, else one below the base directory.
+// --no-share: the directory of the base directory that the name stands for, as with
+// sharing, else a directory given as a path.
 Result<Model> LoadModel(const PredictCommand& command) {
-  std::string folder = command.model;
-  if (folder.find('/') == std::string::npos || !std::filesystem::is_directory(folder)) {
-    std::string base = command.base_dir;
-    if (base.empty()) {
-      const char* home = std::getenv("HOME");
-      base = std::string(home == nullptr ? "" : home) + "/carml/data/mxnet";
+  std::string base = command.base_dir;
+  if (base.empty()) {
+    const char* home = std::getenv("HOME");
+    base = std::string(home == nullptr ? "" : home) + "/carml/data/mxnet";
+  }
+  Result<std::string> folder = format::FindModelDirectory(base, command.model);
+  if (!folder.ok()) {
+    const bool is_path = command.model.find('/') != std::string::npos &&
+                         std::filesystem::is_directory(command.model);
+    if (!is_path) {
+      return Status(folder.status().code(),
+                    folder.status().message() + "; what `trims add` named, only a daemon finds");
     }
-    folder = base + (base.ends_with('/') ? "" : "/") + command.model;
+    folder = command.model;
   }
   ASSIGN_OR_RETURN(std::shared_ptr<predict::WeightProvider> weights,
-                   predict::FileWeights::FromPath(folder, predict::BaseName(command.model)));
-  return Model{std::move(weights), folder, ""};
+                   predict::FileWeights::FromPath(*folder, command.model));
+  return Model{std::move(weights), *folder, ""};
 }
 
 // The manifest, over which go the environment and then the options.
@@ -192,8 +200,7 @@ Result<Session> OpenSession(const Model& model, const PredictCommand& command) {
   Session session;
   ASSIGN_OR_RETURN(session.manifest, InputOf(model, command));
   ASSIGN_OR_RETURN(session.labels, predict::ReadLabels(model.folder));
-  ASSIGN_OR_RETURN(const std::string symbol,
-                   predict::ReadSymbol(model.folder, predict::BaseName(command.model)));
+  ASSIGN_OR_RETURN(const std::string symbol, predict::ReadSymbol(model.folder, command.model));
   ASSIGN_OR_RETURN(std::shared_ptr<const predict::Graph> graph, predict::Graph::FromJson(symbol));
   const std::string& name = session.manifest.input_name;
   if (!graph->FindVariable(name)) {

@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "format/model_files.h"
 #include "format/mxnet_symbol.h"
 #include "predict/cpu/onednn.h"
 #include "predict/lease_weights.h"
@@ -188,13 +189,14 @@ Result<std::shared_ptr<trims::predict::WeightProvider>> LoadModel(const void* pa
         {static_cast<const std::byte*>(param_bytes), static_cast<size_t>(param_size)},
         "param_bytes");
   } else {
-    std::string base = Variable("UPR_BASE_DIR", Variable("HOME", "") + "/carml/data/mxnet/");
-    if (!base.ends_with('/')) base += '/';
-    weights = FileWeights::FromPath(base + ModelName(), ModelName());
+    const Result<std::string> directory = trims::format::FindModelDirectory(
+        Variable("UPR_BASE_DIR", Variable("HOME", "") + "/carml/data/mxnet"), ModelName());
+    weights = directory.ok() ? FileWeights::FromPath(*directory, ModelName()) : directory.status();
     if (!weights.ok()) {
       return Status(weights.status().code(),
                     "param_bytes is NULL, so model '" + ModelName() + "'" + ModelNameOrigin() +
-                        " was looked for in UPR_BASE_DIR: " + weights.status().message());
+                        " was looked for in UPR_BASE_DIR: " + weights.status().message() +
+                        "; what `trims add` named, only a daemon finds (UPR_ENABLED=true)");
     }
   }
   if (!weights.ok()) return weights.status();

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -180,6 +181,30 @@ TEST_F(ModelFolderTest, SymbolsHaveFallBackNames) {
   EXPECT_EQ(*ReadSymbol(folder_, "vgg"), "first");
 }
 
+TEST_F(ModelFolderTest, WhatIsNoFileIsNotRead) {
+  for (const char* name : {"model.symbol", "features.txt", "manifest.json"}) {
+    fs::create_directory(folder_ + "/" + name);
+  }
+  EXPECT_THAT(ReadSymbol(folder_, "vgg").status().message(),
+              HasSubstr("'model.symbol' is a directory"));
+  EXPECT_TRUE(ReadLabels(folder_)->empty());
+  EXPECT_FALSE(ReadManifest(folder_)->has_value());
+  Write("vgg-symbol.json", "graph");
+  Write("synset.txt", "cat");
+  EXPECT_EQ(*ReadSymbol(folder_, "Team/VGG:1.0"), "graph");
+  EXPECT_THAT(*ReadLabels(folder_), ElementsAre("cat"));
+  // Nobody writes to this one: reading it would never end.
+  ASSERT_EQ(::mkfifo((folder_ + "/vgg.symbol").c_str(), 0600), 0);
+  EXPECT_THAT(ReadSymbol(folder_, "vgg").status().message(), HasSubstr("vgg.symbol"));
+}
+
+TEST_F(ModelFolderTest, AFolderThatIsNotThereIsNamed) {
+  const std::string folder = folder_ + "/missing";
+  EXPECT_THAT(ReadSymbol(folder, "vgg").status().message(), HasSubstr(folder));
+  EXPECT_THAT(ReadLabels(folder).status().message(), HasSubstr(folder));
+  EXPECT_THAT(ReadManifest(folder).status().message(), HasSubstr(folder));
+}
+
 TEST_F(ModelFolderTest, LabelsAreLines) {
   EXPECT_TRUE(ReadLabels(folder_)->empty());
   Write("synset.txt", "n01 cat\r\nn02 dog, hound\n");
@@ -222,13 +247,6 @@ TEST_F(ModelFolderTest, BadManifestsAreNamed) {
     ASSERT_FALSE(manifest.ok()) << text;
     EXPECT_THAT(manifest.status().message(), HasSubstr(folder_ + "/manifest.json"));
   }
-}
-
-TEST(BaseNameTest, DropsNamespaceAndVersion) {
-  EXPECT_EQ(BaseName("vgg16"), "vgg16");
-  EXPECT_EQ(BaseName("team/vgg16:1.0"), "vgg16");
-  EXPECT_EQ(BaseName("/models/digits/"), "digits");
-  EXPECT_EQ(BaseName(""), "");
 }
 
 }  // namespace

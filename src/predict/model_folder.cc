@@ -4,11 +4,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "base/limits.h"
 #include "base/unique_fd.h"
+#include "format/model_files.h"
 
 namespace trims::predict {
 namespace {
@@ -18,13 +20,17 @@ using Json = nlohmann::json;
 constexpr uint64_t kMaxLabelsBytes = 64 * kMiB;
 constexpr uint64_t kMaxManifestBytes = kMiB;
 
-// nullopt if there is no such file.
-Result<std::optional<std::string>> ReadIfThere(const std::string& path, uint64_t bytes_max) {
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) {
-    if (errno == ENOENT || errno == ENOTDIR) return std::optional<std::string>();
-    return ErrnoStatus(errno, "opening " + path);
-  }
+Result<UniqueFd> OpenFolder(const std::string& folder) {
+  UniqueFd fd(::open(folder.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus(errno, "opening " + folder);
+  return fd;
+}
+
+Result<std::string> ReadFile(const format::ModelDirectory& folder, const std::string& name,
+                             uint64_t bytes_max) {
+  const std::string path = folder.path + "/" + name;
+  const UniqueFd fd(::openat(folder.fd, name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd.valid()) return ErrnoStatus(errno, "opening " + path);
   struct stat status;
   if (::fstat(fd.get(), &status) != 0) return ErrnoStatus(errno, "looking at " + path);
   if (!S_ISREG(status.st_mode)) return InvalidArgumentError(path + " is not a file");
@@ -42,7 +48,7 @@ Result<std::optional<std::string>> ReadIfThere(const std::string& path, uint64_t
     done += static_cast<size_t>(n);
   }
   text.resize(done);
-  return std::optional<std::string>(std::move(text));
+  return text;
 }
 
 // Wrong kinds of values throw what nlohmann throws; the caller catches.
@@ -69,38 +75,26 @@ Manifest FromJson(const Json& json) {
 
 }  // namespace
 
-std::string BaseName(std::string_view model) {
-  while (model.size() > 1 && model.ends_with('/')) model.remove_suffix(1);
-  model = model.substr(model.rfind('/') + 1);  // npos + 1 is 0.
-  return std::string(model.substr(0, model.find(':')));
-}
-
 Result<std::string> ReadSymbol(const std::string& folder, const std::string& name) {
-  std::string looked_for;
-  for (const std::string& file : {std::string("model.symbol"), name + ".symbol",
-                                  name + "-symbol.json", std::string("model-symbol.json")}) {
-    ASSIGN_OR_RETURN(std::optional<std::string> text,
-                     ReadIfThere(folder + "/" + file, kMaxSymbolJsonBytes));
-    if (text) return *std::move(text);
-    looked_for += (looked_for.empty() ? "" : ", ") + file;
-  }
-  return NotFoundError("no graph in " + folder + ": looked for " + looked_for);
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenFolder(folder));
+  const format::ModelDirectory directory{fd.get(), folder, name};
+  ASSIGN_OR_RETURN(const std::string file, format::FindGraph(directory));
+  return ReadFile(directory, file, kMaxSymbolJsonBytes);
 }
 
 Result<std::vector<std::string>> ReadLabels(const std::string& folder) {
   std::vector<std::string> labels;
-  for (const char* file : {"features.txt", "synset.txt"}) {
-    ASSIGN_OR_RETURN(const std::optional<std::string> text,
-                     ReadIfThere(folder + "/" + file, kMaxLabelsBytes));
-    if (!text) continue;
-    for (size_t begin = 0; begin < text->size();) {
-      const size_t end = std::min(text->find('\n', begin), text->size());
-      std::string line = text->substr(begin, end - begin);
-      if (line.ends_with('\r')) line.pop_back();
-      labels.push_back(std::move(line));
-      begin = end + 1;
-    }
-    break;
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenFolder(folder));
+  const format::ModelDirectory directory{fd.get(), folder, ""};
+  ASSIGN_OR_RETURN(const std::optional<std::string> file, format::FindLabels(directory));
+  if (!file) return labels;
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(directory, *file, kMaxLabelsBytes));
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    std::string line = text.substr(begin, end - begin);
+    if (line.ends_with('\r')) line.pop_back();
+    labels.push_back(std::move(line));
+    begin = end + 1;
   }
   return labels;
 }
@@ -120,10 +114,12 @@ Result<Manifest> ParseManifest(std::string_view json, const std::string& descrip
 }
 
 Result<std::optional<Manifest>> ReadManifest(const std::string& folder) {
-  const std::string path = folder + "/manifest.json";
-  ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadIfThere(path, kMaxManifestBytes));
-  if (!text) return std::optional<Manifest>();
-  ASSIGN_OR_RETURN(Manifest manifest, ParseManifest(*text, path));
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenFolder(folder));
+  const format::ModelDirectory directory{fd.get(), folder, ""};
+  ASSIGN_OR_RETURN(const std::optional<std::string> file, format::FindManifest(directory));
+  if (!file) return std::optional<Manifest>();
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(directory, *file, kMaxManifestBytes));
+  ASSIGN_OR_RETURN(Manifest manifest, ParseManifest(text, folder + "/" + *file));
   return std::optional<Manifest>(std::move(manifest));
 }
 

@@ -1,5 +1,6 @@
 // What lies in a model's directory beside its weights: the graph, the labels, and
-// the manifest that says what the network wants as input. Functions; thread-safe.
+// the manifest that says what the network wants as input. Which files these are is
+// decided in format/model_files.h. Functions; blocking; thread-safe.
 #pragma once
 
 #include <optional>
@@ -12,15 +13,12 @@
 
 namespace trims::predict {
 
-// The part of a model name that names its files: "vgg16" of "team/vgg16:1.0".
-std::string BaseName(std::string_view model);
-
-// The first of model.symbol, <name>.symbol, <name>-symbol.json and
-// model-symbol.json. NOT_FOUND lists what was looked for.
+// The graph of the model `name` in its directory, found as format/model_files.h
+// says; its errors are passed on.
 Result<std::string> ReadSymbol(const std::string& folder, const std::string& name);
 
-// Lines of features.txt or synset.txt, in the order of the network's outputs;
-// empty if there is neither.
+// Lines of the labels' file, in the order of the network's outputs; empty if there
+// is none.
 Result<std::vector<std::string>> ReadLabels(const std::string& folder);
 
 // manifest.json, with the keys of the 2019 manifests:

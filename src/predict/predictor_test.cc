@@ -2,8 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
 #include <thread>
 
@@ -424,6 +427,33 @@ TEST(FileWeightsTest, SaysWhatItLookedFor) {
   EXPECT_THAT(empty.status().ToString(), HasSubstr("vgg16-0000.params"));
   const std::string garbage = "<html>not weights</html>";
   EXPECT_FALSE(FileWeights::FromBytes(std::as_bytes(std::span(garbage)), "page").ok());
+}
+
+TEST(FileWeightsTest, ReadsShardsBesideTheirIndexOnly) {
+  namespace fs = std::filesystem;
+  std::string root = (fs::temp_directory_path() / "trims-weights-XXXXXX").string();
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  fs::create_directory(root + "/model");
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(root + "/" + name, std::ios::binary) << text;
+  };
+  const std::string bytes = format::WriteSafetensors({format::FloatTensor("w", {2}, 1)});
+  write("model/part.safetensors", bytes);
+  write("outside.safetensors", bytes);
+  const std::string index = "model/model.safetensors.index.json";
+  write(index, R"({"weight_map":{"w":"part.safetensors"}})");
+  // By the directory, and by the index itself.
+  for (const std::string& path : {root + "/model", root + "/model//", root + "/" + index + "/"}) {
+    const auto weights = FileWeights::FromPath(path, "net");
+    ASSERT_TRUE(weights.ok()) << weights.status().ToString();
+    EXPECT_EQ((*weights)->tensor_count(), 1u);
+  }
+  for (const std::string& name : {std::string("../outside.safetensors"), std::string("gone"),
+                                  root + "/outside.safetensors", std::string("..")}) {
+    write(index, "{\"weight_map\":{\"w\":\"" + name + "\"}}");
+    EXPECT_FALSE(FileWeights::FromPath(root + "/model", "net").ok()) << name;
+  }
+  fs::remove_all(root);
 }
 
 TEST(ConvertToFloatTest, HalfPrecisionIsExact) {

@@ -1,18 +1,17 @@
 #include "predict/weights.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 
 #include <bit>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <type_traits>
 #include <utility>
 
 #include "base/limits.h"
 #include "base/unique_fd.h"
+#include "format/model_files.h"
 
 namespace trims::predict {
 namespace {
@@ -51,15 +50,11 @@ Status ConvertEach(const std::byte* bytes, size_t count, float* out) {
   return OkStatus();
 }
 
-Result<UniqueFd> OpenForReading(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+// Never blocks on a FIFO.
+Result<UniqueFd> OpenForReading(int directory, const std::string& name, const std::string& path) {
+  UniqueFd fd(::openat(directory, name.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd.valid()) return ErrnoStatus(errno, "opening " + path);
   return fd;
-}
-
-bool IsRegularFile(const std::string& path) {
-  struct stat status;
-  return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 
 }  // namespace
@@ -139,10 +134,24 @@ Status FileWeights::Add(const format::ByteSource& source) {
   return OkStatus();
 }
 
-Status FileWeights::AddFile(const std::string& path) {
-  ASSIGN_OR_RETURN(const UniqueFd fd, OpenForReading(path));
+Status FileWeights::AddFile(int directory, const std::string& name, const std::string& path) {
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenForReading(directory, name, path));
   ASSIGN_OR_RETURN(const format::FileSource source, format::FileSource::Open(fd.get(), path));
   return Add(source);
+}
+
+Status FileWeights::AddFileOrShards(int directory, const std::string& name,
+                                    const std::string& path) {
+  if (!format::IsShardIndexName(name)) return AddFile(directory, name, path);
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenForReading(directory, name, path));
+  ASSIGN_OR_RETURN(const format::FileSource source, format::FileSource::Open(fd.get(), path));
+  ASSIGN_OR_RETURN(const format::ShardIndex index, format::ParseSafetensorsShardIndex(source));
+  for (const std::string& file : index.files) {
+    // Plain names, as the parser promises: they lead to files beside the index.
+    RETURN_IF_ERROR(AddFile(directory, name.substr(0, name.rfind('/') + 1) + file,
+                            path.substr(0, path.rfind('/') + 1) + file));
+  }
+  return OkStatus();
 }
 
 Result<std::shared_ptr<FileWeights>> FileWeights::FromBytes(std::span<const std::byte> bytes,
@@ -152,46 +161,21 @@ Result<std::shared_ptr<FileWeights>> FileWeights::FromBytes(std::span<const std:
   return weights;
 }
 
-Result<std::shared_ptr<FileWeights>> FileWeights::FromPath(const std::string& path,
+Result<std::shared_ptr<FileWeights>> FileWeights::FromPath(const std::string& given_path,
                                                            const std::string& name) {
-  struct stat status;
-  if (::stat(path.c_str(), &status) != 0)
-    return ErrnoStatus(errno, "looking for weights in " + path);
+  std::string path = given_path;
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   std::shared_ptr<FileWeights> weights(new FileWeights(path));
-  if (!S_ISDIR(status.st_mode)) {
-    RETURN_IF_ERROR(weights->AddFile(path));
+  // Listing it is needed, and asked for, only when no file is called as expected.
+  const UniqueFd fd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) {
+    if (errno != ENOTDIR) return ErrnoStatus(errno, "looking for weights in " + path);
+    RETURN_IF_ERROR(weights->AddFileOrShards(AT_FDCWD, path, path));
     return weights;
   }
-  const std::string folder = path + (path.ends_with('/') ? "" : "/");
-  for (const std::string& file : {std::string("model.params"), name + ".params",
-                                  name + "-0000.params", std::string("model.safetensors")}) {
-    if (!IsRegularFile(folder + file)) continue;
-    RETURN_IF_ERROR(weights->AddFile(folder + file));
-    return weights;
-  }
-  const std::string shard_index = folder + "model.safetensors.index.json";
-  if (IsRegularFile(shard_index)) {
-    ASSIGN_OR_RETURN(const UniqueFd fd, OpenForReading(shard_index));
-    ASSIGN_OR_RETURN(const format::FileSource source,
-                     format::FileSource::Open(fd.get(), shard_index));
-    ASSIGN_OR_RETURN(const format::ShardIndex index, format::ParseSafetensorsShardIndex(source));
-    for (const std::string& file : index.files) RETURN_IF_ERROR(weights->AddFile(folder + file));
-    return weights;
-  }
-  std::vector<std::string> candidates;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    if (entry.path().extension() == ".safetensors") candidates.push_back(entry.path().string());
-  }
-  if (candidates.size() == 1) {
-    RETURN_IF_ERROR(weights->AddFile(candidates[0]));
-    return weights;
-  }
-  return NotFoundError("no weights in " + folder + ": looked for model.params, " + name +
-                       ".params, " + name +
-                       "-0000.params, model.safetensors, model.safetensors.index.json and a single "
-                       "*.safetensors (there are " +
-                       std::to_string(candidates.size()) + ")");
+  ASSIGN_OR_RETURN(const std::string file, format::FindWeights({fd.get(), path, name}));
+  RETURN_IF_ERROR(weights->AddFileOrShards(fd.get(), file, path + "/" + file));
+  return weights;
 }
 
 std::optional<Weight> FileWeights::Find(std::string_view name) const {

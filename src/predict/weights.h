@@ -65,9 +65,9 @@ class FileWeights final : public WeightProvider {
   // An MXNet parameter list or a safetensors file in memory; copied, as MXNet does.
   static Result<std::shared_ptr<FileWeights>> FromBytes(std::span<const std::byte> bytes,
                                                         const std::string& description);
-  // A weights file, or a model directory by the rules of the daemon: model.params,
-  // <name>.params, <name>-0000.params, model.safetensors, model.safetensors.index.json
-  // with its shards, or exactly one *.safetensors. `name` is the model's.
+  // What the daemon would load of this path: a weights file, a
+  // *.safetensors.index.json with its shards beside it, or the directory of the model
+  // `name` by the rules of format/model_files.h.
   static Result<std::shared_ptr<FileWeights>> FromPath(const std::string& path,
                                                        const std::string& name);
 
@@ -79,7 +79,10 @@ class FileWeights final : public WeightProvider {
  private:
   explicit FileWeights(std::string description) : description_(std::move(description)) {}
   Status Add(const format::ByteSource& source);
-  Status AddFile(const std::string& path);
+  // Opens `name` in `directory` (AT_FDCWD, or an open one); messages call it `path`.
+  Status AddFile(int directory, const std::string& name, const std::string& path);
+  // Also the shards, if the file is a list of shards.
+  Status AddFileOrShards(int directory, const std::string& name, const std::string& path);
 
   const std::string description_;
   std::vector<AnonymousMemory> memory_;  // One block per file, read-only once filled.

@@ -1,6 +1,5 @@
 #include "tier/source.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
@@ -9,13 +8,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <memory>
 #include <string_view>
 #include <utility>
 
-#include "base/limits.h"
+#include "format/model_files.h"
 
 #ifndef FUSE_SUPER_MAGIC
 #define FUSE_SUPER_MAGIC 0x65735546
@@ -23,10 +20,6 @@
 
 namespace trims {
 namespace {
-
-constexpr std::string_view kShardIndexName = "model.safetensors.index.json";
-constexpr std::string_view kShardIndexSuffix = ".safetensors.index.json";
-constexpr std::string_view kSafetensorsSuffix = ".safetensors";
 
 int64_t Nanoseconds(const timespec& time) {
   return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
@@ -49,12 +42,6 @@ int OpenAt(int directory, const std::string& path, int flags) {
   // Linux before 5.6, or a sandbox that knows no openat2.
   if (errno == ENOSYS || errno == EPERM) return ::openat(directory, path.c_str(), all_flags);
   return -1;
-}
-
-// A name of one file in a directory, and nothing that leads elsewhere.
-bool IsPlainName(std::string_view name) {
-  return !name.empty() && name != "." && name != ".." && name.size() <= 255 &&
-         name.find('/') == name.npos && name.find('\0') == name.npos;
 }
 
 std::string WithoutSlashes(std::string path) {
@@ -81,51 +68,17 @@ Result<SourceFile> OpenWeightsFile(int directory, const std::string& name, std::
   return SourceFile{std::move(path), std::move(fd), identity};
 }
 
-// Names in the directory that end in `suffix`, sorted.
-Result<std::vector<std::string>> ListNames(int directory, const std::string& path,
-                                           std::string_view suffix) {
-  UniqueFd fd(::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.valid()) return ErrnoStatus(errno, "listing " + path);
-  DIR* const opened = ::fdopendir(fd.get());
-  if (opened == nullptr) return ErrnoStatus(errno, "listing " + path);
-  static_cast<void>(fd.Take());  // closedir closes it.
-  const std::unique_ptr<DIR, int (*)(DIR*)> stream(opened, &::closedir);
-  std::vector<std::string> names;
-  errno = 0;
-  while (const dirent* entry = ::readdir(stream.get())) {
-    const std::string_view name = entry->d_name;
-    if (name.size() > suffix.size() && name.front() != '.' && name.ends_with(suffix)) {
-      names.emplace_back(name);
-    }
-    errno = 0;
-  }
-  if (errno != 0) return ErrnoStatus(errno, "listing " + path);
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 // The shards that an index names, in its order, and then the index file itself.
 Result<std::vector<SourceFile>> OpenShards(int directory, const std::string& path,
                                            SourceFile index_file, format::ShardIndex& index) {
   ASSIGN_OR_RETURN(const format::FileSource bytes,
                    format::FileSource::Open(index_file.fd.get(), index_file.path));
   ASSIGN_OR_RETURN(index, format::ParseSafetensorsShardIndex(bytes));
-  if (index.files.empty()) {
-    return InvalidArgumentError(index_file.path + " names no shard: its weight_map is empty");
-  }
-  if (index.files.size() > kMaxFilesPerModel) {
-    return InvalidArgumentError(index_file.path + " names " + std::to_string(index.files.size()) +
-                                " shards; the limit is " + std::to_string(kMaxFilesPerModel));
-  }
+  // The index is content, not the operator's word: its parser lets through names of
+  // files beside it and nothing else.
   std::vector<SourceFile> files;
   files.reserve(index.files.size() + 1);
   for (const std::string& name : index.files) {
-    // The index is content, not the operator's word: it may name files of this
-    // directory and nothing else.
-    if (!IsPlainName(name)) {
-      return InvalidArgumentError(index_file.path + " names the shard \"" + name +
-                                  "\"; expected the plain name of a file beside it");
-    }
     Result<SourceFile> file = OpenWeightsFile(directory, name, Join(path, name));
     if (!file.ok()) {
       return Status(file.status().code(),
@@ -155,7 +108,7 @@ Result<Source> Source::OpenPath(const std::string& given_path, const std::string
     ASSIGN_OR_RETURN(const FileIdentity identity, IdentifyFile(fd.get(), path));
     source.directory_ = DirectoryOf(path);
     SourceFile file{path, std::move(fd), identity};
-    if (!path.ends_with(kShardIndexSuffix)) {
+    if (!format::IsShardIndexName(path)) {
       source.files_.push_back(std::move(file));
       return source;
     }
@@ -172,45 +125,14 @@ Result<Source> Source::OpenPath(const std::string& given_path, const std::string
   source.directory_inode_ = info.st_ino;
   source.directory_mtime_ns_ = Nanoseconds(info.st_mtim);
 
-  std::vector<std::string> candidates = {"model.params"};
-  if (IsPlainName(name)) {
-    candidates.push_back(name + ".params");
-    candidates.push_back(name + "-0000.params");
-  }
-  candidates.emplace_back("model.safetensors");
-  candidates.emplace_back(kShardIndexName);
-  std::string looked_for;
-  for (const std::string& candidate : candidates) {
-    Result<SourceFile> file = OpenWeightsFile(fd.get(), candidate, Join(path, candidate));
-    if (!file.ok()) {
-      // One that is there and can not be used is the error to report; going on to
-      // another would silently serve other weights.
-      if (file.status().code() != StatusCode::kNotFound) return file.status();
-      looked_for += candidate + ", ";
-      continue;
-    }
-    if (candidate != kShardIndexName) {
-      source.files_.push_back(std::move(file).value());
-      return source;
-    }
-    ASSIGN_OR_RETURN(source.files_, OpenShards(fd.get(), path, std::move(file).value(),
-                                               source.shard_index_.emplace()));
+  ASSIGN_OR_RETURN(const std::string weights, format::FindWeights({fd.get(), path, name}));
+  ASSIGN_OR_RETURN(SourceFile file, OpenWeightsFile(fd.get(), weights, Join(path, weights)));
+  if (!format::IsShardIndexName(weights)) {
+    source.files_.push_back(std::move(file));
     return source;
   }
-  ASSIGN_OR_RETURN(const std::vector<std::string> names,
-                   ListNames(fd.get(), path, kSafetensorsSuffix));
-  if (names.empty()) {
-    return NotFoundError("no weights in " + path + ": looked for " + looked_for +
-                         "and any *.safetensors");
-  }
-  if (names.size() > 1) {
-    return FailedPreconditionError(
-        "which weights of " + path + " are meant? It has " + std::to_string(names.size()) +
-        " *.safetensors files (" + names[0] + ", " + names[1] + (names.size() > 2 ? ", …" : "") +
-        ") and no " + std::string(kShardIndexName) + "; name the file, or add the index");
-  }
-  ASSIGN_OR_RETURN(SourceFile file, OpenWeightsFile(fd.get(), names[0], Join(path, names[0])));
-  source.files_.push_back(std::move(file));
+  ASSIGN_OR_RETURN(source.files_,
+                   OpenShards(fd.get(), path, std::move(file), source.shard_index_.emplace()));
   return source;
 }
 

@@ -26,12 +26,11 @@ struct SourceFile {
 
 class Source final {
  public:
-  // A weights file, a *.safetensors.index.json, or a model directory: model.params,
-  // <name>.params, <name>-0000.params, model.safetensors,
-  // model.safetensors.index.json with its shards, or exactly one *.safetensors, in
-  // that order. `name` is the directory's canonical model name. NOT_FOUND lists
-  // what was looked for. Symbolic links are followed, as whoever names the path is
-  // trusted to choose it; a shard name inside an index can not leave the directory.
+  // A weights file, a *.safetensors.index.json with its shards beside it, or the
+  // directory of the model `name`, of which format/model_files.h says which file has
+  // the weights; its errors are passed on. Symbolic links are followed, as whoever
+  // names the path is trusted to choose it; a shard name inside an index can not leave
+  // the directory.
   static Result<Source> OpenPath(const std::string& path, const std::string& name);
   // Takes a client's descriptor. INVALID_ARGUMENT unless it is a readable regular file.
   static Result<Source> FromDescriptor(UniqueFd fd, const std::string& label);

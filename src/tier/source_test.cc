@@ -85,11 +85,37 @@ TEST_F(SourceTest, SeveralFilesWithoutAnIndexAreAmbiguous) {
   EXPECT_THAT(status.message(), AllOf(HasSubstr("one.safetensors"), HasSubstr("two.safetensors")));
 }
 
+TEST_F(SourceTest, ADirectoryIsNoWeightsFileWhateverItIsCalled) {
+  std::filesystem::create_directory(directory_ / "model.params");
+  const Status status = Source::OpenPath(directory_.path(), "resnet").status();
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(status.message(), HasSubstr("'model.params' is a directory"));
+  directory_.Write("model.safetensors", weights_);
+  EXPECT_EQ(FirstFile("resnet"), "model.safetensors");
+}
+
+TEST_F(SourceTest, ADirectoryThatIsCalledLikeAWeightsFileIsOpenedAsOne) {
+  directory_.Write("net.params/net.params", weights_);
+  directory_.Write("net.safetensors.index.json/net.params", weights_);
+  for (const char* name : {"net.params", "net.safetensors.index.json"}) {
+    const Result<Source> source = Source::OpenPath(directory_ / name, "net");
+    ASSERT_TRUE(source.ok()) << source.status().ToString();
+    EXPECT_EQ(source->directory(), directory_ / name);
+  }
+}
+
 TEST_F(SourceTest, ACandidateThatCanNotBeUsedIsAnErrorAndNotSkipped) {
   directory_.Write("model.safetensors", weights_);
-  std::filesystem::create_directory(directory_ / "model.params");
-  EXPECT_EQ(Source::OpenPath(directory_.path(), "resnet").status().code(),
-            StatusCode::kInvalidArgument);
+  std::filesystem::create_symlink("resnet.params", directory_ / "resnet.params");
+  EXPECT_FALSE(Source::OpenPath(directory_.path(), "resnet").ok());
+}
+
+TEST_F(SourceTest, ANameWithNamespaceAndVersionFindsItsFiles) {
+  directory_.Write("other.params", weights_);
+  directory_.Write("resnet-0000.params", weights_);
+  for (const char* name : {"team/resnet", "resnet_1.0", "Team/ResNet:1.0"}) {
+    EXPECT_EQ(FirstFile(name), "resnet-0000.params") << name;
+  }
 }
 
 TEST_F(SourceTest, OpensOneFileByItsPath) {
