@@ -1,14 +1,10 @@
-# Settings, logs and traces of the daemon: no sockets, no threads of their own.
+# Settings and logs of the daemon: no sockets, no threads of their own.
 trims_library(trims_config SRCS config.cc DEPS trims_base trims_store)
 
 find_package(spdlog REQUIRED)
 trims_library(trims_log SRCS log.cc DEPS trims_base PRIVATE_DEPS spdlog::spdlog)
 
-find_package(nlohmann_json REQUIRED)
-trims_library(trims_profile SRCS profile.cc DEPS trims_base PRIVATE_DEPS nlohmann_json::nlohmann_json)
-
 trims_test(config_test SRCS config_test.cc DEPS trims_config)
 trims_test(log_test SRCS log_test.cc DEPS trims_log)
-trims_test(profile_test SRCS profile_test.cc DEPS trims_profile)
 trims_fuzzer(config_fuzz SRCS config_fuzz.cc DEPS trims_config
   CORPUS ${PROJECT_SOURCE_DIR}/fuzz/corpora/config)

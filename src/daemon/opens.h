@@ -27,12 +27,12 @@
 
 #include "base/unique_fd.h"
 #include "daemon/contents.h"
-#include "daemon/profile.h"
 #include "daemon/rates.h"
 #include "daemon/reactor.h"
 #include "daemon/residents.h"
 #include "daemon/tiers.h"
 #include "store/store.h"
+#include "trace/profile.h"
 
 namespace trims {
 

@@ -30,13 +30,13 @@
 #include "daemon/ledger.h"
 #include "daemon/loaders.h"
 #include "daemon/opens.h"
-#include "daemon/profile.h"
 #include "daemon/rates.h"
 #include "daemon/reactor.h"
 #include "daemon/residents.h"
 #include "daemon/tiers.h"
 #include "daemon/watchman.h"
 #include "store/store.h"
+#include "trace/profile.h"
 
 namespace trims {
 

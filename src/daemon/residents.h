@@ -25,11 +25,11 @@
 #include "daemon/contents.h"
 #include "daemon/ledger.h"
 #include "daemon/loaders.h"
-#include "daemon/profile.h"
 #include "daemon/rates.h"
 #include "daemon/reactor.h"
 #include "daemon/tiers.h"
 #include "store/store.h"
+#include "trace/profile.h"
 
 namespace trims {
 

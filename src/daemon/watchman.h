@@ -18,11 +18,11 @@
 
 #include "daemon/contents.h"
 #include "daemon/loaders.h"
-#include "daemon/profile.h"
 #include "daemon/reactor.h"
 #include "daemon/residents.h"
 #include "daemon/tiers.h"
 #include "store/store.h"
+#include "trace/profile.h"
 
 namespace trims {
 

@@ -1,4 +1,4 @@
-#include "daemon/profile.h"
+#include "trace/profile.h"
 
 #include <fcntl.h>
 #include <pwd.h>
@@ -19,6 +19,8 @@ namespace trims {
 namespace {
 
 using nlohmann::json;
+
+constexpr size_t kWriteBytes = 64 * kKiB;  // Of text that is written at once.
 
 // RFC 3339 with nanoseconds, as the 2019 traces write times.
 std::string Rfc3339(std::chrono::system_clock::time_point time) {
@@ -85,6 +87,7 @@ void Profile::Record(std::string_view name, std::string_view category, Time star
   span.start_ns = std::max<int64_t>(0, (start - start_).count());
   span.end_ns = std::max(span.start_ns, (end - start_).count());
   size_t bytes = sizeof(Recorded) + name.size() + category.size();
+  span.args.reserve(args.size());
   for (const ProfileArg& arg : args) {
     auto& [key, value] = span.args.emplace_back();
     key = arg.key();
@@ -110,11 +113,11 @@ uint64_t Profile::dropped() const {
   return dropped_;
 }
 
-std::string Profile::ToJson() const {
-  std::vector<Recorded> spans;
+Status Profile::Render(const Sink& sink) const {
+  std::deque<Recorded> spans;
   uint64_t dropped = 0;
   {
-    // A copy, so that recording goes on while text is made.
+    // A copy, so that recording goes on while text is made and written.
     const std::lock_guard<std::mutex> lock(mu_);
     spans = spans_;
     dropped = dropped_;
@@ -135,12 +138,9 @@ std::string Profile::ToJson() const {
   });
 
   // The first track takes a span whose innermost open span is over or holds it
-  // whole; a new track is opened when none does. `open` is the stack of a track.
-  struct Track {
-    std::vector<size_t> open;
-    std::string events;
-  };
-  std::vector<Track> tracks;
+  // whole; a new track is opened when none does. Each track is the stack of its open
+  // spans. Readers order events by track and time: only a track's own order matters.
+  std::vector<std::vector<size_t>> tracks;
   const auto event = [&](char phase, size_t index, size_t track) {
     const Recorded& span = spans[index];
     json args = json::object();
@@ -162,40 +162,40 @@ std::string Profile::ToJson() const {
                         {"start", Microseconds(span.start_ns)},
                         {"end", Microseconds(span.end_ns)},
                         {"args", std::move(args)}};
-    tracks[track].events += ",\n" + Dump(value);
+    return sink(",\n" + Dump(value));
   };
   const auto close_until = [&](size_t track, int64_t time) {
-    std::vector<size_t>& open = tracks[track].open;
+    std::vector<size_t>& open = tracks[track];
     while (!open.empty() && spans[open.back()].end_ns <= time) {
-      event('E', open.back(), track);
+      RETURN_IF_ERROR(event('E', open.back(), track));
       open.pop_back();
     }
+    return OkStatus();
   };
+  RETURN_IF_ERROR(sink(
+      "{\"traceEvents\":[\n" +
+      Dump(json{
+          {"ph", "M"}, {"name", "process_name"}, {"pid", 0}, {"args", {{"name", "trimsd"}}}})));
   for (const size_t index : order) {
     const Recorded& span = spans[index];
     size_t track = 0;
     for (; track < tracks.size(); ++track) {
-      close_until(track, span.start_ns);
-      const std::vector<size_t>& open = tracks[track].open;
+      RETURN_IF_ERROR(close_until(track, span.start_ns));
+      const std::vector<size_t>& open = tracks[track];
       if (open.empty() || span.end_ns <= spans[open.back()].end_ns) break;
     }
     if (track == tracks.size()) tracks.emplace_back();
-    event('B', index, track);
-    tracks[track].open.push_back(index);
+    RETURN_IF_ERROR(event('B', index, track));
+    tracks[track].push_back(index);
   }
-
-  std::string text = "{\"traceEvents\":[\n";
-  text +=
-      Dump(json{{"ph", "M"}, {"name", "process_name"}, {"pid", 0}, {"args", {{"name", "trimsd"}}}});
   for (size_t track = 0; track < tracks.size(); ++track) {
-    close_until(track, INT64_MAX);
+    RETURN_IF_ERROR(close_until(track, INT64_MAX));
     const std::string name = "track " + std::to_string(track);
-    text += ",\n" + Dump(json{{"ph", "M"},
-                              {"name", "thread_name"},
-                              {"pid", 0},
-                              {"tid", track},
-                              {"args", {{"name", name}}}});
-    text += tracks[track].events;
+    RETURN_IF_ERROR(sink(",\n" + Dump(json{{"ph", "M"},
+                                           {"name", "thread_name"},
+                                           {"pid", 0},
+                                           {"tid", track},
+                                           {"args", {{"name", name}}}})));
   }
   const json other = {{"server",
                        {{"eviction_policy", server_.eviction_policy},
@@ -210,8 +210,17 @@ std::string Profile::ToJson() const {
                       {"upr_enabled", true},
                       {"upr_base_dir", server_.base_dir},
                       {"dropped_spans", dropped}};
-  text += "\n],\n\"displayTimeUnit\":\"ms\",\n\"upr_enabled\":true,\n\"otherData\":" + Dump(other) +
-          "}\n";
+  return sink("\n],\n\"displayTimeUnit\":\"ms\",\n\"upr_enabled\":true,\n\"otherData\":" +
+              Dump(other) + "}\n");
+}
+
+std::string Profile::ToJson() const {
+  std::string text;
+  // Only a sink can fail, and this one does not.
+  TRIMS_CHECK(Render([&](std::string_view piece) {
+                text += piece;
+                return OkStatus();
+              }).ok());
   return text;
 }
 
@@ -228,7 +237,15 @@ Status Profile::Write(const std::string& path) const {
     const UniqueFd fd(
         ::open(part.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644));
     if (!fd.valid()) return ErrnoStatus(errno, what);
-    status = WriteAll(fd.get(), ToJson(), what);
+    std::string pending;
+    status = Render([&](std::string_view piece) {
+      pending += piece;
+      if (pending.size() < kWriteBytes) return OkStatus();
+      const Status written = WriteAll(fd.get(), pending, what);
+      pending.clear();
+      return written;
+    });
+    if (status.ok()) status = WriteAll(fd.get(), pending, what);
   }
   if (status.ok() && ::rename(part.c_str(), path.c_str()) != 0) status = ErrnoStatus(errno, what);
   if (!status.ok()) ::unlink(part.c_str());

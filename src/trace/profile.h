@@ -1,4 +1,4 @@
-// A record of what the daemon did and when, written as a Chrome trace that
+// A record of what a process did and when, written as a Chrome trace that
 // chrome://tracing and Perfetto open. It keeps the vocabulary of the 2019 traces:
 // B and E events with start and end in microseconds since init_time, and
 // otherData with the server's settings, host and times.
@@ -8,11 +8,14 @@
 // nested. Not a sampling profiler and not for the hot path of a client.
 //
 // Thread-safe. A disabled profile records nothing and costs one branch. Memory is
-// bounded by kMaxProfileBytes: later spans are dropped and counted.
+// bounded, however long the process runs: beyond kMaxProfileBytes of spans later
+// ones are dropped, and the file says how many ("dropped_spans").
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <initializer_list>
 #include <mutex>
 #include <string>
@@ -73,9 +76,10 @@ class Profile final {
 
   uint64_t dropped() const;
 
-  // The trace so far, as JSON text.
+  // The trace so far, as JSON text: some times as large as the spans in memory.
   std::string ToJson() const;
-  // Writes the trace so far to `path`, whole or not at all. FAILED_PRECONDITION
+  // Writes the trace so far to `path`, whole or not at all, piece by piece: it never
+  // holds the text in memory. Blocks for the disk; recording goes on. FAILED_PRECONDITION
   // when disabled, else the system's error with the path.
   Status Write(const std::string& path) const;
 
@@ -90,6 +94,9 @@ class Profile final {
 
   void Record(std::string_view name, std::string_view category, Time start, Time end,
               ProfileArgs args);
+  // The trace so far, piece by piece, until a piece is not taken.
+  using Sink = std::function<Status(std::string_view)>;
+  Status Render(const Sink& sink) const;
 
   // Constant after construction.
   const bool enabled_ = false;
@@ -100,7 +107,7 @@ class Profile final {
 
   mutable std::mutex mu_;
   // Under mu_.
-  std::vector<Recorded> spans_;
+  std::deque<Recorded> spans_;  // Grows by blocks: never a second copy of all of it.
   size_t bytes_ = 0;
   uint64_t dropped_ = 0;
 };

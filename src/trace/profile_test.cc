@@ -1,4 +1,4 @@
-#include "daemon/profile.h"
+#include "trace/profile.h"
 
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -218,6 +218,26 @@ TEST_F(ProfileFileTest, FileIsReplacedWholeAndNothingIsLeftBeside) {
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   EXPECT_EQ(CheckNested(json::parse(text)).size(), 1u);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir_), {}), 1);
+}
+
+// Text of more than a megabyte goes out in many pieces, and all of it arrives.
+TEST_F(ProfileFileTest, FileOfManyPiecesHoldsEverySpan) {
+  Profile profile(kServer, 512 * kKiB);
+  std::mt19937 random(20190708);
+  const Time t = Now() + std::chrono::seconds(1);
+  for (int i = 0; i < 5'000; ++i) {
+    const auto start = microseconds(random() % 100'000);
+    profile.Span("load", "x", t + start, t + start + microseconds(random() % 60));
+  }
+  ASSERT_GT(profile.dropped(), 0u);
+  ASSERT_LT(profile.dropped(), 5'000u);
+  const std::string path = dir_ + "/server_profile.json";
+  ASSERT_TRUE(profile.Write(path).ok());
+  EXPECT_GT(std::filesystem::file_size(path), 1 * kMiB);
+  std::ifstream in(path);
+  const json trace = json::parse(in);
+  EXPECT_EQ(trace.at("otherData").at("dropped_spans"), profile.dropped());
+  EXPECT_EQ(CheckNested(trace).size(), 5'000 - profile.dropped());
 }
 
 TEST_F(ProfileFileTest, FailureNamesThePathAndLeavesNothing) {
