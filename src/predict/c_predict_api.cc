@@ -15,8 +15,9 @@
 
 #include "format/model_files.h"
 #include "format/mxnet_symbol.h"
-#include "predict/cpu/onednn.h"
+#include "predict/backend.h"
 #include "predict/lease_weights.h"
+#include "predict/op/registry.h"
 #include "predict/predictor.h"
 
 namespace {
@@ -225,14 +226,19 @@ Result<InputShapes> ReadShapes(mx_uint count, const char** keys, const mx_uint* 
   return shapes;
 }
 
-Status CheckDevice(int dev_type) {
-  if (dev_type == 1) return OkStatus();
-  if (dev_type == 2) {
-    return trims::UnimplementedError(
-        "dev_type 2 (GPU): this build of libtrims_predict has no GPU backend; use dev_type 1 "
-        "(CPU)");
+// Opens the device's backend and lets it go: an error before weights are leased for it.
+Result<trims::predict::Device> CheckDevice(int dev_type, int dev_id) {
+  using trims::predict::DeviceKind;
+  if (dev_type == 1) return trims::predict::Device{DeviceKind::kCpu};
+  if (dev_type != 2) {
+    return InvalidArgumentError("dev_type " + std::to_string(dev_type) + ": 1 (CPU) was expected");
   }
-  return InvalidArgumentError("dev_type " + std::to_string(dev_type) + ": 1 (CPU) was expected");
+  const trims::predict::Device device{DeviceKind::kGpu, dev_id};
+  if (const Status status = trims::predict::OpenBackend(device, {}).status(); !status.ok()) {
+    return Status(status.code(),
+                  "dev_type 2 (GPU): " + status.message() + "; use dev_type 1 (CPU)");
+  }
+  return device;
 }
 
 struct Creation {
@@ -240,15 +246,18 @@ struct Creation {
   const void* param_bytes;
   int param_size;
   int dev_type;
+  int dev_id;
 };
 
 Status Create(const Creation& creation, const InputShapes& inputs, std::vector<std::string> outputs,
               PredictorHandle* out) {
   RETURN_IF_ERROR(RequireArgument(creation.symbol_json, "symbol_json_str"));
-  RETURN_IF_ERROR(CheckDevice(creation.dev_type));
+  ASSIGN_OR_RETURN(const trims::predict::Device device,
+                   CheckDevice(creation.dev_type, creation.dev_id));
   ASSIGN_OR_RETURN(trims::predict::PredictorOptions options,
                    trims::predict::PredictorOptions::FromEnvironment());
   options.outputs = std::move(outputs);
+  options.device = device;
   ASSIGN_OR_RETURN(const bool sharing, SharingEnabled());
   // The graph first: a mistake in it needs no weights to be found.
   ASSIGN_OR_RETURN(std::shared_ptr<const trims::predict::Graph> graph,
@@ -313,25 +322,24 @@ const char* MXGetLastError(void) { return last_error_lost ? "out of memory" : la
 int MXPredInit(void) {
   return Call("MXPredInit", [] {
     trims::predict::OperatorRegistry::Get();
-    trims::predict::CpuEngine();
-    return OkStatus();
+    return trims::predict::OpenBackend({}, {}).status();
   });
 }
 
 int MXPredCreate(const char* symbol_json_str, const void* param_bytes, int param_size, int dev_type,
-                 int /*dev_id*/, mx_uint num_input_nodes, const char** input_keys,
+                 int dev_id, mx_uint num_input_nodes, const char** input_keys,
                  const mx_uint* input_shape_indptr, const mx_uint* input_shape_data,
                  PredictorHandle* out) {
   return Call("MXPredCreate", [&]() -> Status {
     RETURN_IF_ERROR(RequireArgument(out, "out"));
     ASSIGN_OR_RETURN(const InputShapes inputs,
                      ReadShapes(num_input_nodes, input_keys, input_shape_indptr, input_shape_data));
-    return Create({symbol_json_str, param_bytes, param_size, dev_type}, inputs, {}, out);
+    return Create({symbol_json_str, param_bytes, param_size, dev_type, dev_id}, inputs, {}, out);
   });
 }
 
 int MXPredCreatePartialOut(const char* symbol_json_str, const void* param_bytes, int param_size,
-                           int dev_type, int /*dev_id*/, mx_uint num_input_nodes,
+                           int dev_type, int dev_id, mx_uint num_input_nodes,
                            const char** input_keys, const mx_uint* input_shape_indptr,
                            const mx_uint* input_shape_data, mx_uint num_output_nodes,
                            const char** output_keys, PredictorHandle* out) {
@@ -345,8 +353,8 @@ int MXPredCreatePartialOut(const char* symbol_json_str, const void* param_bytes,
       RETURN_IF_ERROR(RequireArgument(output_keys[i], "output_keys[i]"));
       outputs.emplace_back(output_keys[i]);
     }
-    return Create({symbol_json_str, param_bytes, param_size, dev_type}, inputs, std::move(outputs),
-                  out);
+    return Create({symbol_json_str, param_bytes, param_size, dev_type, dev_id}, inputs,
+                  std::move(outputs), out);
   });
 }
 

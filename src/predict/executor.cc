@@ -1,8 +1,8 @@
 // Planning happens in the order of the sections below:
 //
 //   1. Values. Every output of every node gets a number.
-//   2. Fusion. A relu that is the only user of a convolution or FullyConnected is
-//      computed by that kernel and becomes a view.
+//   2. Fusion. A relu that is the only user of a value whose kernel can compute it as
+//      well (a convolution's) becomes a view.
 //   3. Buffers. Views share the buffer of what they view. An element-wise operator
 //      takes over its input's buffer when it is the last to read it and the buffer
 //      is ours: never a weight, never an input, never an output of the graph.
@@ -13,12 +13,9 @@
 #include "predict/executor.h"
 
 #include <algorithm>
-#include <dnnl.hpp>
-#include <exception>
-#include <new>
 #include <string>
+#include <utility>
 
-#include "predict/cpu/threads.h"
 #include "predict/memory_plan.h"
 
 namespace trims::predict {
@@ -26,33 +23,6 @@ namespace {
 
 constexpr uint32_t kForEver = UINT32_MAX;
 constexpr uint32_t kNone = UINT32_MAX;
-
-// Runs `f`, which may throw what oneDNN and the standard library throw.
-template <typename F>
-Status Guard(const Graph& graph, uint32_t node, F&& f) {
-  const auto at = [&] { return "node " + graph.Describe(node) + ": "; };
-  try {
-    const Status status = f();
-    return status.ok() ? status : Status(status.code(), at() + status.message());
-  } catch (const dnnl::error& error) {
-    const std::string text =
-        at() + "oneDNN: " + error.what() + " (status " + std::to_string(error.status) + ")";
-    switch (error.status) {
-      case dnnl_out_of_memory:
-        return ResourceExhaustedError(text);
-      case dnnl_invalid_arguments:
-        return InvalidArgumentError(text);
-      case dnnl_unimplemented:
-        return UnimplementedError(text);
-      default:
-        return InternalError(text);
-    }
-  } catch (const std::bad_alloc&) {
-    return ResourceExhaustedError(at() + "out of memory");
-  } catch (const std::exception& error) {
-    return InternalError(at() + error.what());
-  }
-}
 
 // One block of memory that several values may share in turn.
 struct Buffer {
@@ -68,16 +38,16 @@ struct Buffer {
 Result<std::unique_ptr<Executor>> Executor::Build(std::shared_ptr<const Graph> graph,
                                                   GraphShapes shapes,
                                                   std::span<const VariableBinding> bindings,
-                                                  const ExecutorOptions& options) {
+                                                  std::unique_ptr<Backend> backend) {
   TRIMS_CHECK(bindings.size() == graph->nodes().size());
   TRIMS_CHECK(shapes.size() == graph->nodes().size());
-  std::unique_ptr<Executor> executor(new Executor(std::move(graph), std::move(shapes)));
-  RETURN_IF_ERROR(executor->BuildSteps(bindings, options));
+  std::unique_ptr<Executor> executor(
+      new Executor(std::move(graph), std::move(shapes), std::move(backend)));
+  RETURN_IF_ERROR(executor->BuildSteps(bindings));
   return executor;
 }
 
-Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
-                            const ExecutorOptions& options) {
+Status Executor::BuildSteps(std::span<const VariableBinding> bindings) {
   const std::vector<GraphNode>& nodes = graph_->nodes();
   const auto count = static_cast<uint32_t>(nodes.size());
 
@@ -109,7 +79,8 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
     if (!nodes[i].op->IsRelu()) continue;
     const ValueRef& input = nodes[i].inputs[0];
     const GraphNode& producer = nodes[input.node];
-    if (!producer.is_variable() && producer.op->CanFuseRelu() && users[value_of(input)] == 1) {
+    if (!producer.is_variable() && backend_->FusesRelu(*producer.op) &&
+        users[value_of(input)] == 1) {
       fused_relu[input.node] = true;
       is_view[i] = true;
     }
@@ -169,7 +140,7 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
     const GraphNode& node = nodes[i];
     if (node.is_variable() || is_view[i] || !required[i]) continue;
     std::vector<Shape> inputs;
-    std::vector<const float*> constants;
+    std::vector<const void*> constants;
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       inputs.push_back(shapes_[node.inputs[k].node][node.inputs[k].output]);
       const Buffer& buffer = buffers[buffer_of[value_of(node.inputs[k])]];
@@ -180,17 +151,13 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
       }
       constants.push_back(buffer.own ? nullptr : buffer.weight);
     }
-    steps_[i].single_thread = node.op->Work(inputs, shapes_[i]) < kParallelWorkMin;
-    RETURN_IF_ERROR(Guard(*graph_, i, [&]() -> Status {
-      const ThreadScope threads(steps_[i].single_thread);
-      ASSIGN_OR_RETURN(steps_[i].kernel,
-                       node.op->BuildCpuKernel({.inputs = inputs,
-                                                .outputs = shapes_[i],
-                                                .constants = constants,
-                                                .fuse_relu = fused_relu[i],
-                                                .pack_weights = options.pack_weights}));
-      return OkStatus();
-    }));
+    Result<std::unique_ptr<Kernel>> kernel = backend_->BuildKernel({.op = *node.op,
+                                                                    .inputs = inputs,
+                                                                    .outputs = shapes_[i],
+                                                                    .constants = constants,
+                                                                    .fuse_relu = fused_relu[i]});
+    if (!kernel.ok()) return AtNode(*graph_, i, kernel.status());
+    steps_[i].kernel = *std::move(kernel);
     packed_bytes_ += steps_[i].kernel->private_bytes();
   }
 
@@ -209,16 +176,19 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
     lifetimes.push_back({bytes, i, i});
   }
   const MemoryPlan plan = PlanMemory(lifetimes);
-  ASSIGN_OR_RETURN(arena_, AnonymousMemory::Allocate(plan.total_bytes, "intermediate values"));
+  ASSIGN_OR_RETURN(std::byte* const arena,
+                   backend_->Allocate(plan.total_bytes, "intermediate values"));
+  arena_bytes_ = plan.total_bytes;
 
   // Addresses.
-  const auto writable = [&](uint32_t buffer) -> float* {
+  const auto writable = [&](uint32_t buffer) -> std::byte* {
     if (buffers[buffer].slot == kNone) return nullptr;
-    return reinterpret_cast<float*>(arena_.data() + plan.offsets[buffers[buffer].slot]);
+    return arena + plan.offsets[buffers[buffer].slot];
   };
-  const auto readable = [&](const ValueRef& ref) -> const float* {
+  const auto readable = [&](const ValueRef& ref) -> const void* {
     const uint32_t buffer = buffer_of[value_of(ref)];
-    return buffers[buffer].slot == kNone ? buffers[buffer].weight : writable(buffer);
+    if (buffers[buffer].slot == kNone) return buffers[buffer].weight;
+    return writable(buffer);
   };
   input_addresses_.assign(count, nullptr);
   for (uint32_t i = 0; i < count; ++i) {
@@ -231,7 +201,7 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
     for (uint32_t k = 0; k < shapes_[i].size(); ++k) {
       steps_[i].outputs.push_back(writable(buffer_of[first_value[i] + k]));
     }
-    if (scratch_slot[i] != kNone) steps_[i].scratch = arena_.data() + plan.offsets[scratch_slot[i]];
+    if (scratch_slot[i] != kNone) steps_[i].scratch = arena + plan.offsets[scratch_slot[i]];
   }
   for (const ValueRef& head : graph_->heads()) {
     head_addresses_.push_back(readable(head));
@@ -243,18 +213,17 @@ Status Executor::BuildSteps(std::span<const VariableBinding> bindings,
   return OkStatus();
 }
 
-std::span<float> Executor::Input(uint32_t node) {
+Status Executor::SetInput(uint32_t node, std::span<const float> values) {
   TRIMS_CHECK(input_addresses_[node] != nullptr);
-  return {input_addresses_[node], static_cast<size_t>(ElementCount(shapes_[node][0]))};
+  TRIMS_CHECK(values.size_bytes() == FloatBytes(shapes_[node][0]));
+  return AtNode(*graph_, node, backend_->Write(input_addresses_[node], std::as_bytes(values)));
 }
 
 Status Executor::RunStep(uint32_t step) {
   Step& s = steps_[step];
   if (!s.kernel) return OkStatus();
-  return Guard(*graph_, step, [&] {
-    const ThreadScope threads(s.single_thread);
-    return s.kernel->Run({.inputs = s.inputs, .outputs = s.outputs, .scratch = s.scratch});
-  });
+  return AtNode(*graph_, step,
+                s.kernel->Run({.inputs = s.inputs, .outputs = s.outputs, .scratch = s.scratch}));
 }
 
 Status Executor::Forward() {
@@ -262,8 +231,12 @@ Status Executor::Forward() {
   return OkStatus();
 }
 
-std::span<const float> Executor::Output(size_t head) const {
-  return {head_addresses_[head], static_cast<size_t>(ElementCount(OutputShape(head)))};
+Result<std::span<const float>> Executor::Output(size_t head) const {
+  const uint64_t bytes = FloatBytes(OutputShape(head));
+  const Result<const std::byte*> values = backend_->Peek(head_addresses_[head], bytes);
+  if (!values.ok()) return AtNode(*graph_, graph_->heads()[head].node, values.status());
+  // SAFETY: the kernels of this graph compute in float32, at addresses aligned for it.
+  return std::span(reinterpret_cast<const float*>(*values), bytes / sizeof(float));
 }
 
 const Shape& Executor::OutputShape(size_t head) const {

@@ -2,7 +2,8 @@
 //
 // Holds one arena for inputs, intermediate values and outputs, and one kernel
 // per operator. Weights are read where they lie and never written. Building does
-// all planning, allocation and code generation; Forward() allocates nothing.
+// all planning, allocation and code generation; Forward() allocates nothing. What
+// computes is a backend (backend.h); which one it is, nothing here knows.
 // Thread-compatible: one thread at a time per executor, any number of executors
 // over the same graph and weights.
 #pragma once
@@ -13,9 +14,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "predict/anonymous_memory.h"
+#include "predict/backend.h"
 #include "predict/graph.h"
-#include "predict/operator.h"
 
 namespace trims::predict {
 
@@ -24,14 +24,11 @@ struct VariableBinding {
   enum class Kind : uint8_t {
     kUnused,  // Nothing reads it (a label): it has no memory.
     kInput,   // Written by the caller before Forward(); memory of the executor.
-    kWeight,  // At `address`, which stays valid and unchanged for the executor's life.
+    kWeight,  // At `address`, which stays valid and unchanged for the executor's life and
+              // which the backend can read.
   };
   Kind kind = Kind::kUnused;
   const float* address = nullptr;
-};
-
-struct ExecutorOptions {
-  bool pack_weights = false;  // See CpuKernelRequest.
 };
 
 class Executor final {
@@ -40,10 +37,11 @@ class Executor final {
   static Result<std::unique_ptr<Executor>> Build(std::shared_ptr<const Graph> graph,
                                                  GraphShapes shapes,
                                                  std::span<const VariableBinding> bindings,
-                                                 const ExecutorOptions& options);
+                                                 std::unique_ptr<Backend> backend);
 
-  // The memory of an input variable. Its contents survive Forward().
-  std::span<float> Input(uint32_t node);
+  // Fills an input variable with just as many values as it has elements. They survive
+  // Forward().
+  Status SetInput(uint32_t node, std::span<const float> values);
 
   Status Forward();
   // Steps are node indices. A step may be run only after those before it; what
@@ -51,32 +49,32 @@ class Executor final {
   uint32_t step_count() const { return static_cast<uint32_t>(graph_->nodes().size()); }
   Status RunStep(uint32_t step);
 
-  // Valid until the executor is destroyed; contents change with each Forward().
-  std::span<const float> Output(size_t head) const;
+  // Waits for what was run. Valid until something is run again.
+  Result<std::span<const float>> Output(size_t head) const;
   const Shape& OutputShape(size_t head) const;
 
   // Memory of this executor alone: arena and private copies of weights.
-  uint64_t private_bytes() const { return arena_.size() + packed_bytes_; }
+  uint64_t private_bytes() const { return arena_bytes_ + packed_bytes_; }
 
  private:
   struct Step {
-    std::unique_ptr<CpuKernel> kernel;  // Null: nothing to do.
-    std::vector<const float*> inputs;
-    std::vector<float*> outputs;
+    std::unique_ptr<Kernel> kernel;  // Null: nothing to do.
+    std::vector<const void*> inputs;
+    std::vector<void*> outputs;
     std::byte* scratch = nullptr;
-    bool single_thread = false;
   };
 
-  Executor(std::shared_ptr<const Graph> graph, GraphShapes shapes)
-      : graph_(std::move(graph)), shapes_(std::move(shapes)) {}
-  Status BuildSteps(std::span<const VariableBinding> bindings, const ExecutorOptions& options);
+  Executor(std::shared_ptr<const Graph> graph, GraphShapes shapes, std::unique_ptr<Backend> backend)
+      : graph_(std::move(graph)), shapes_(std::move(shapes)), backend_(std::move(backend)) {}
+  Status BuildSteps(std::span<const VariableBinding> bindings);
 
   const std::shared_ptr<const Graph> graph_;
   const GraphShapes shapes_;
-  AnonymousMemory arena_;
+  const std::unique_ptr<Backend> backend_;  // Outlives the kernels; owns the arena.
   std::vector<Step> steps_;
-  std::vector<float*> input_addresses_;  // Per node; null unless an input.
-  std::vector<const float*> head_addresses_;
+  std::vector<std::byte*> input_addresses_;  // Per node; null unless an input.
+  std::vector<const void*> head_addresses_;
+  uint64_t arena_bytes_ = 0;
   uint64_t packed_bytes_ = 0;
 };
 

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 
+#include "predict/op/registry.h"
+
 namespace trims::predict {
 namespace {
-
-Status AtNode(const Graph& graph, uint32_t node, const Status& status) {
-  return Status(status.code(), "node " + graph.Describe(node) + ": " + status.message());
-}
 
 // "__shape__" of a variable, where complete; a 0 in it means not known.
 Shape DeclaredShape(const format::SymbolNode& node) {
@@ -23,6 +21,11 @@ Shape DeclaredShape(const format::SymbolNode& node) {
 std::string Graph::Describe(uint32_t node) const {
   const GraphNode& n = nodes_[node];
   return "'" + n.name + "' (" + (n.is_variable() ? "variable" : n.op_name) + ")";
+}
+
+Status AtNode(const Graph& graph, uint32_t node, const Status& status) {
+  if (status.ok()) return status;
+  return Status(status.code(), "node " + graph.Describe(node) + ": " + status.message());
 }
 
 std::optional<uint32_t> Graph::FindVariable(std::string_view name) const {

@@ -14,8 +14,8 @@
 
 #include "base/status.h"
 #include "format/mxnet_symbol.h"
-#include "predict/operator.h"
-#include "predict/shape.h"
+#include "predict/op/operator.h"
+#include "predict/op/shape.h"
 
 namespace trims::predict {
 
@@ -67,6 +67,9 @@ class Graph final {
   std::vector<ValueRef> heads_;
   std::map<std::string, uint32_t, std::less<>> variables_;
 };
+
+// `status` with the node's name before its text. OK stays OK.
+Status AtNode(const Graph& graph, uint32_t node, const Status& status);
 
 // Which nodes some head depends on through inputs that are read: not so a label
 // and what computes it.

@@ -119,8 +119,10 @@ Status Predictor::Bind() {
   }
   RETURN_IF_ERROR(converted_.MakeReadOnly());
 
-  ASSIGN_OR_RETURN(executor_, Executor::Build(graph_, std::move(shapes), bindings_,
-                                              {.pack_weights = options_.pack_weights}));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                   OpenBackend(options_.device, {.pack_weights = options_.pack_weights}));
+  ASSIGN_OR_RETURN(executor_,
+                   Executor::Build(graph_, std::move(shapes), bindings_, std::move(backend)));
   weights_->AddInternalBytes(private_bytes());
   return OkStatus();
 }
@@ -164,7 +166,7 @@ Status Predictor::SetInput(std::string_view name, std::span<const float> values)
                                 std::to_string(values.size()) + " were given");
   }
   if (bindings_[*node].kind == VariableBinding::Kind::kInput) {
-    std::memcpy(executor_->Input(*node).data(), values.data(), values.size_bytes());
+    return executor_->SetInput(*node, values);
   }
   return OkStatus();
 }

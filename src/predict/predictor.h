@@ -3,8 +3,8 @@
 // Weights are bound in place; only a tensor that is not float32, or not aligned
 // to 4 bytes, is converted into a private copy, which private_bytes() counts.
 // Thread-compatible: one thread at a time per predictor. Predictors that share a
-// graph or weights are independent. Kernels run on oneDNN's threads: one per core,
-// or OMP_NUM_THREADS. That thread pool does not survive fork(): create predictors
+// graph or weights are independent. On a CPU, kernels run on oneDNN's threads: one per
+// core, or OMP_NUM_THREADS. That thread pool does not survive fork(): create predictors
 // in the process that runs them.
 #pragma once
 
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "predict/backend.h"
 #include "predict/executor.h"
 #include "predict/graph.h"
 #include "predict/weights.h"
@@ -33,6 +34,8 @@ struct PredictorOptions {
   bool allow_missing = false;
   // Private, faster copies of convolution weights. TRIMS_PREDICT_PACK=1.
   bool pack_weights = false;
+  // What computes. UNIMPLEMENTED from Create if this build has no backend for it.
+  Device device = {};
 
   // With the two variables applied; INVALID_ARGUMENT names one that is not a boolean.
   static Result<PredictorOptions> FromEnvironment();

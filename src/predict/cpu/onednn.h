@@ -1,8 +1,8 @@
 // What the kernels that use oneDNN share: the process's engine and descriptors of
 // plain row-major float32 memory.
 //
-// oneDNN throws dnnl::error; kernels let it pass and the executor, the only
-// caller of kernels, turns it into a Status.
+// oneDNN throws dnnl::error; kernels let it pass and cpu/backend.cc, their only
+// caller, turns it into a Status.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "predict/shape.h"
+#include "predict/op/shape.h"
 
 namespace trims::predict {
 

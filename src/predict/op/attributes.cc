@@ -1,4 +1,4 @@
-#include "predict/attributes.h"
+#include "predict/op/attributes.h"
 
 #include "format/mxnet_symbol.h"
 

@@ -2,7 +2,7 @@
 // and not static initialisers, which a linker drops from a static library.
 #pragma once
 
-#include "predict/operator.h"
+#include "predict/op/registry.h"
 
 namespace trims::predict {
 

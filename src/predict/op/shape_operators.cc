@@ -1,23 +1,32 @@
 // Operators that compute nothing at inference: they rename, reshape or pass on.
-// The executor gives their output the memory of their input.
+// The executor gives their output the memory of their input, and no backend knows
+// them, so that they need no header.
 #include <algorithm>
 
-#include "predict/ops/families.h"
+#include "predict/op/families.h"
 
 namespace trims::predict {
 namespace {
 
+constexpr std::string_view kIdentity = "identity";
+constexpr std::string_view kFlatten = "Flatten";
+constexpr std::string_view kDropout = "Dropout";
+constexpr std::string_view kReshape = "Reshape";
+
 class View : public Operator {
  public:
+  explicit View(std::string_view name) : name_(name) {}
+  std::string_view Name() const override { return name_; }
   std::vector<std::string> InputNames() const override { return {"data"}; }
   bool IsView() const override { return true; }
-  Result<std::unique_ptr<CpuKernel>> BuildCpuKernel(const CpuKernelRequest&) const override {
-    return InternalError("a view has no kernel");
-  }
+
+ private:
+  const std::string_view name_;
 };
 
 class Identity final : public View {
  public:
+  using View::View;
   Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
     return std::vector<Shape>{inputs[0]};
   }
@@ -25,6 +34,7 @@ class Identity final : public View {
 
 class Flatten final : public View {
  public:
+  Flatten() : View(kFlatten) {}
   Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
     const Shape& data = inputs[0];
     Shape out = {data[0], ElementCount(data) / data[0]};
@@ -38,7 +48,8 @@ class Flatten final : public View {
 //   0 copy one   -1 infer   -2 copy the rest   -3 merge two   -4 a b split one
 class Reshape final : public View {
  public:
-  Reshape(std::vector<int64_t> codes, bool reverse) : codes_(std::move(codes)), reverse_(reverse) {}
+  Reshape(std::vector<int64_t> codes, bool reverse)
+      : View(kReshape), codes_(std::move(codes)), reverse_(reverse) {}
 
   Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
     Shape data = inputs[0];
@@ -104,7 +115,7 @@ class Reshape final : public View {
 class LegacyReshape final : public View {
  public:
   LegacyReshape(std::vector<int64_t> target, bool keep_highest)
-      : target_(std::move(target)), keep_highest_(keep_highest) {}
+      : View(kReshape), target_(std::move(target)), keep_highest_(keep_highest) {}
 
   Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
     Shape out = target_;
@@ -127,7 +138,9 @@ class LegacyReshape final : public View {
   const bool keep_highest_;
 };
 
-std::unique_ptr<Operator> ParseIdentity(AttributeReader&) { return std::make_unique<Identity>(); }
+std::unique_ptr<Operator> ParseIdentity(AttributeReader&) {
+  return std::make_unique<Identity>(kIdentity);
+}
 std::unique_ptr<Operator> ParseFlatten(AttributeReader&) { return std::make_unique<Flatten>(); }
 
 std::unique_ptr<Operator> ParseDropout(AttributeReader& reader) {
@@ -135,7 +148,7 @@ std::unique_ptr<Operator> ParseDropout(AttributeReader& reader) {
   // classifier wants and nothing here could reproduce: refused.
   reader.Choice("mode", {"training"});
   reader.Ignore({"p", "axes", "cudnn_off"});
-  return std::make_unique<Identity>();
+  return std::make_unique<Identity>(kDropout);
 }
 
 std::unique_ptr<Operator> ParseReshape(AttributeReader& reader) {
@@ -156,10 +169,12 @@ std::unique_ptr<Operator> ParseReshape(AttributeReader& reader) {
 }  // namespace
 
 void AddShapeOperators(OperatorRegistry& registry) {
-  registry.Add({"identity", "_copy", "BlockGrad", "stop_gradient"}, ParseIdentity);
-  registry.Add({"Flatten", "flatten"}, ParseFlatten);
-  registry.Add({"Dropout"}, ParseDropout);
-  registry.Add({"Reshape", "reshape"}, ParseReshape);
+  registry.Add({.name = kIdentity,
+                .parse = ParseIdentity,
+                .other_spellings = {"_copy", "BlockGrad", "stop_gradient"}});
+  registry.Add({.name = kFlatten, .parse = ParseFlatten, .other_spellings = {"flatten"}});
+  registry.Add({.name = kDropout, .parse = ParseDropout});
+  registry.Add({.name = kReshape, .parse = ParseReshape, .other_spellings = {"reshape"}});
 }
 
 }  // namespace trims::predict

@@ -1,4 +1,4 @@
-#include "predict/shape.h"
+#include "predict/op/shape.h"
 
 namespace trims::predict {
 

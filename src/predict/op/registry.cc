@@ -1,4 +1,8 @@
-#include "predict/ops/families.h"
+#include "predict/op/registry.h"
+
+#include <utility>
+
+#include "predict/op/families.h"
 
 namespace trims::predict {
 
@@ -24,32 +28,30 @@ const OperatorRegistry& OperatorRegistry::Get() {
   return *registry;
 }
 
-void OperatorRegistry::Add(std::initializer_list<std::string_view> names, OperatorParser parser) {
-  for (const std::string_view name : names) {
-    TRIMS_CHECK(parsers_.emplace(name, parser).second);
+void OperatorRegistry::Add(OperatorDeclaration declaration) {
+  const std::string_view name = declaration.name;
+  const auto [it, added] = declarations_.emplace(name, std::move(declaration));
+  TRIMS_CHECK(added);
+  TRIMS_CHECK(spellings_.emplace(name, &it->second).second);
+  for (const std::string_view spelling : it->second.other_spellings) {
+    TRIMS_CHECK(spellings_.emplace(spelling, &it->second).second);
   }
-}
-
-std::vector<std::string> OperatorRegistry::Names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, parser] : parsers_) names.push_back(name);
-  return names;
 }
 
 Result<std::shared_ptr<const Operator>> OperatorRegistry::Create(
-    const std::string& name, const std::map<std::string, std::string>& attributes) const {
-  const auto it = parsers_.find(name);
-  if (it == parsers_.end()) {
+    const std::string& spelling, const std::map<std::string, std::string>& attributes) const {
+  const auto it = spellings_.find(spelling);
+  if (it == spellings_.end()) {
     std::string supported;
-    for (const std::string& known : Names()) {
+    for (const auto& [known, declaration] : spellings_) {
       if (!supported.empty()) supported += ", ";
       supported += known;
     }
-    return UnimplementedError("operator '" + name + "' is not supported; supported are " +
+    return UnimplementedError("operator '" + spelling + "' is not supported; supported are " +
                               supported);
   }
   AttributeReader reader(attributes);
-  std::unique_ptr<Operator> op = it->second(reader);
+  std::unique_ptr<Operator> op = it->second->parse(reader);
   RETURN_IF_ERROR(reader.Finish());
   return std::shared_ptr<const Operator>(std::move(op));
 }

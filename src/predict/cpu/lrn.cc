@@ -1,22 +1,14 @@
-// LRN: local response normalisation across channels,
-// y = x · (knorm + alpha / nsize · Σ x²)^(−beta), the sum over the nsize channels
-// around each one, clipped at the ends.
+#include "predict/op/lrn.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "predict/ops/families.h"
+#include "predict/cpu/kernels.h"
 
 namespace trims::predict {
 namespace {
 
-struct LrnParameters {
-  int64_t nsize = 1;
-  float alpha = 1e-4f;
-  float beta = 0.75f;
-  float knorm = 2.0f;
-};
-
-class LrnKernel final : public CpuKernel {
+class LrnKernel final : public Kernel {
  public:
   LrnKernel(const LrnParameters& parameters, const Shape& shape)
       : p_(parameters),
@@ -33,8 +25,8 @@ class LrnKernel final : public CpuKernel {
     const int64_t half = p_.nsize / 2;
     const float scale = p_.alpha / static_cast<float>(p_.nsize);
     for (int64_t n = 0; n < batch_; ++n) {
-      const float* image = arguments.inputs[0] + n * channels_ * plane_;
-      float* out_image = arguments.outputs[0] + n * channels_ * plane_;
+      const float* image = arguments.In<float>(0) + n * channels_ * plane_;
+      float* out_image = arguments.Out<float>(0) + n * channels_ * plane_;
       for (int64_t c = 0; c < channels_; ++c) {
         const int64_t first = std::max<int64_t>(0, c - half);
         const int64_t last = std::min(channels_ - 1, c + half);
@@ -68,39 +60,10 @@ class LrnKernel final : public CpuKernel {
   const int64_t plane_;
 };
 
-class Lrn final : public Operator {
- public:
-  explicit Lrn(const LrnParameters& parameters) : p_(parameters) {}
-
-  std::vector<std::string> InputNames() const override { return {"data"}; }
-  Result<std::vector<Shape>> InferShapes(std::span<Shape> inputs) const override {
-    RETURN_IF_ERROR(ExpectRank(inputs[0], 4, 4));
-    return std::vector<Shape>{inputs[0]};
-  }
-  Result<std::unique_ptr<CpuKernel>> BuildCpuKernel(
-      const CpuKernelRequest& request) const override {
-    return std::unique_ptr<CpuKernel>(std::make_unique<LrnKernel>(p_, request.inputs[0]));
-  }
-
- private:
-  const LrnParameters p_;
-};
-
-std::unique_ptr<Operator> ParseLrn(AttributeReader& reader) {
-  LrnParameters p;
-  p.nsize = reader.RequiredInt("nsize", {1, 1'000'001});
-  p.alpha = static_cast<float>(reader.Float("alpha", 1e-4));
-  p.beta = static_cast<float>(reader.Float("beta", 0.75));
-  p.knorm = static_cast<float>(reader.Float("knorm", 2.0));
-  if (p.nsize % 2 == 0) {
-    reader.Fail("attribute nsize: " + std::to_string(p.nsize) +
-                " is even; the window has a middle channel, so it must be odd");
-  }
-  return std::make_unique<Lrn>(p);
-}
-
 }  // namespace
 
-void AddLrn(OperatorRegistry& registry) { registry.Add({"LRN"}, ParseLrn); }
+std::unique_ptr<Kernel> BuildLrn(const KernelRequest& request, const BackendOptions&) {
+  return std::make_unique<LrnKernel>(As<Lrn>(request.op).parameters(), request.inputs[0]);
+}
 
 }  // namespace trims::predict
