@@ -1,9 +1,9 @@
-// Runs a graph on the CPU.
+// Runs a graph on a backend.
 //
 // Holds one arena for inputs, intermediate values and outputs, and one kernel
 // per operator. Weights are read where they lie and never written. Building does
-// all planning, allocation and code generation; Forward() allocates nothing. What
-// computes is a backend (backend.h); which one it is, nothing here knows.
+// all planning, allocation and code generation; Forward() allocates nothing. Which
+// backend it is (backend.h), nothing here knows.
 // Thread-compatible: one thread at a time per executor, any number of executors
 // over the same graph and weights.
 #pragma once
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"

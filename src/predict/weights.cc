@@ -129,7 +129,6 @@ Status FileWeights::Add(const format::ByteSource& source) {
     next += aligned(entry.size_bytes);
   }
   RETURN_IF_ERROR(memory.MakeReadOnly());
-  size_bytes_ += total;
   memory_.push_back(std::move(memory));
   return OkStatus();
 }

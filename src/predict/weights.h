@@ -73,8 +73,6 @@ class FileWeights final : public WeightProvider {
 
   std::optional<Weight> Find(std::string_view name) const override;
   std::string Describe() const override { return description_; }
-  uint64_t size_bytes() const { return size_bytes_; }
-  size_t tensor_count() const { return tensors_.size(); }
 
  private:
   explicit FileWeights(std::string description) : description_(std::move(description)) {}
@@ -87,7 +85,6 @@ class FileWeights final : public WeightProvider {
   const std::string description_;
   std::vector<AnonymousMemory> memory_;  // One block per file, read-only once filled.
   std::map<std::string, Weight, std::less<>> tensors_;
-  uint64_t size_bytes_ = 0;
 };
 
 }  // namespace trims::predict

@@ -21,7 +21,8 @@ const dnnl::engine& CpuEngine();
 // activation of ours lies.
 dnnl::memory::desc PlainDesc(std::span<const int64_t> dims);
 
-// A memory object over nothing yet; Bind() gives it its address before a run.
+// A memory object over nothing yet; BindConst() or set_data_handle() gives it an
+// address before a run.
 dnnl::memory UnboundMemory(const dnnl::memory::desc& desc);
 
 // SAFETY: oneDNN has no const memory objects. A primitive writes only to its
