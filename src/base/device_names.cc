@@ -2,7 +2,9 @@
 
 #include <strings.h>
 
-#include <charconv>
+#include <limits>
+
+#include "base/units.h"
 
 namespace trims {
 namespace {
@@ -10,11 +12,10 @@ namespace {
 constexpr size_t kOrdinalDigitsMax = 4;
 
 std::optional<uint32_t> ParseOrdinal(std::string_view text) {
-  uint32_t ordinal = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), ordinal);
-  if (text.size() > kOrdinalDigitsMax || error != std::errc() || end != text.data() + text.size())
-    return std::nullopt;
-  return ordinal;
+  if (text.size() > kOrdinalDigitsMax) return std::nullopt;
+  const std::optional<uint64_t> ordinal = ParseCount(text, std::numeric_limits<uint32_t>::max());
+  if (!ordinal) return std::nullopt;
+  return static_cast<uint32_t>(*ordinal);
 }
 
 bool BeginsWith(std::string_view text, std::string_view beginning) {

@@ -4,11 +4,11 @@
 #include <memory>
 #include <system_error>
 
+#include "base/units.h"
 #include "cli/command.h"
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/text.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {

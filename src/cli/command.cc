@@ -10,7 +10,7 @@
 
 #include "cli/connection.h"
 #include "cli/text.h"
-#include "daemon/config.h"
+#include "daemon/config_layers.h"
 
 namespace trims::cli {
 namespace {

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/text.h"
 #include "cli/command.h"
 
 namespace trims::cli {
@@ -73,12 +74,6 @@ constexpr ValueWords kValueWords[] = {
     {"--device", "gpu:"},  {"--from", "page-cache disk host peer:gpu:"},
     {"--dir", ""},         {"--granularity", "auto model slab layer"},
 };
-
-std::string Join(const std::vector<std::string>& words, const std::string& separator) {
-  std::string text;
-  for (const std::string& word : words) text += (text.empty() ? "" : separator) + word;
-  return text;
-}
 
 std::vector<std::string> FlagWords(const Node& node) {
   std::vector<std::string> words;

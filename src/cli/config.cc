@@ -1,17 +1,19 @@
 // trims config: the settings in force, and where each comes from.
-#include "daemon/config.h"
-
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <sstream>
 
+#include "base/files.h"
+#include "base/limits.h"
 #include "cli/command.h"
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/models.h"
 #include "cli/text.h"
+#include "daemon/config_layers.h"
+#include "daemon/settings_file.h"
 
 namespace trims::cli {
 namespace {
@@ -84,11 +86,9 @@ ExitCode RunShow(const Context& context, const ConfigOptions& options) {
 }
 
 ExitCode RunCheck(const ConfigOptions& options) {
-  std::ifstream file(options.file, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return Fail(ErrnoStatus(errno == 0 ? EIO : errno, "reading " + options.file));
-  if (Result<LoadedConfig> parsed = ParseConfigText(text.str(), options.file); !parsed.ok()) {
+  const Result<std::string> text = ReadSmallFile(options.file, kMaxConfigFileBytes);
+  if (!text.ok()) return Fail(text.status());
+  if (Result<LoadedConfig> parsed = ParseConfigText(*text, options.file); !parsed.ok()) {
     return Fail(parsed.status(), "\"trims config default\" prints every setting with its meaning");
   }
   Print(Printable(options.file) + " is good\n");

@@ -9,10 +9,10 @@
 #include <filesystem>
 #include <string>
 
+#include "base/units.h"
 #include "cli/gpu_probe.h"
 #include "cli/text.h"
 #include "cli/tiers.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {

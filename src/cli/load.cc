@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 
+#include "base/units.h"
 #include "cli/command.h"
 #include "cli/connection.h"
 #include "cli/json.h"
@@ -11,7 +12,6 @@
 #include "cli/progress.h"
 #include "cli/text.h"
 #include "cli/tiers.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {

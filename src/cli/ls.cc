@@ -2,13 +2,13 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 
+#include "base/units.h"
 #include "cli/command.h"
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/models.h"
 #include "cli/text.h"
 #include "cli/tiers.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {

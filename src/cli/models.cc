@@ -5,9 +5,9 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "base/units.h"
 #include "cli/text.h"
 #include "cli/tiers.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 

@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "base/format.h"
+#include "base/units.h"
 #include "cli/command.h"
 #include "cli/json.h"
 #include "cli/text.h"
@@ -288,7 +288,7 @@ ExitCode RunPredict(const Context& context, const PredictCommand& command) {
     PrintJson(json);
   } else if (command.time) {
     Print(Format("open %.3f ms", times.open) + Format("  bind %.3f ms", times.bind) +
-          "  memory beside the weights " + FormatBytes(session->predictor->private_bytes()) + "\n");
+          "  memory beside the weights " + FormatSize(session->predictor->private_bytes()) + "\n");
   }
   return code;
 }

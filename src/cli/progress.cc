@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "base/units.h"
 #include "cli/text.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {

@@ -2,12 +2,12 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "base/units.h"
 #include "cli/command.h"
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/text.h"
 #include "cli/tiers.h"
-#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {

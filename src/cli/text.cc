@@ -13,8 +13,8 @@
 #include <numeric>
 #include <utility>
 
-#include "daemon/config.h"
-#include "daemon/control_status.h"
+#include "base/text.h"
+#include "base/units.h"
 #include "trims/v1/control.pb.h"
 
 namespace trims::cli {
@@ -181,11 +181,7 @@ std::string UntilText(const v1::ReplicaView& replica) {
 std::string EnumText(std::string_view enumerator, std::string_view prefix) {
   if (enumerator.empty()) return "unknown";
   if (enumerator.starts_with(prefix)) enumerator.remove_prefix(prefix.size());
-  std::string text(enumerator);
-  for (char& c : text) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  }
-  return text;
+  return Lower(enumerator);
 }
 
 std::string StateText(const v1::ReplicaView& replica) {
@@ -209,31 +205,7 @@ std::string SecondsText(double seconds) {
 }
 
 std::string Nearest(std::string_view word, const std::vector<std::string>& candidates) {
-  std::string nearest;
-  size_t least = std::max<size_t>(1, word.size() / 3) + 1;
-  for (const std::string& candidate : candidates) {
-    // Optimal string alignment: insertions, deletions, substitutions, and swaps of neighbours.
-    std::vector<std::vector<size_t>> cost(word.size() + 1,
-                                          std::vector<size_t>(candidate.size() + 1));
-    for (size_t i = 0; i <= word.size(); ++i) cost[i][0] = i;
-    for (size_t j = 0; j <= candidate.size(); ++j) cost[0][j] = j;
-    for (size_t i = 1; i <= word.size(); ++i) {
-      for (size_t j = 1; j <= candidate.size(); ++j) {
-        const size_t differs = word[i - 1] != candidate[j - 1];
-        cost[i][j] =
-            std::min({cost[i - 1][j] + 1, cost[i][j - 1] + 1, cost[i - 1][j - 1] + differs});
-        if (i > 1 && j > 1 && word[i - 1] == candidate[j - 2] && word[i - 2] == candidate[j - 1]) {
-          cost[i][j] = std::min(cost[i][j], cost[i - 2][j - 2] + 1);
-        }
-      }
-    }
-    const size_t distance = cost[word.size()][candidate.size()];
-    if (distance < least) {
-      least = distance;
-      nearest = candidate;
-    }
-  }
-  return nearest;
+  return trims::Nearest(word, candidates, std::max<size_t>(1, word.size() / 3));
 }
 
 }  // namespace trims::cli

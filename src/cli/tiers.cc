@@ -2,27 +2,16 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cctype>
-#include <charconv>
+#include <limits>
 
+#include "base/text.h"
+#include "base/units.h"
 #include "cli/connection.h"
 
 namespace trims::cli {
 namespace {
 
 constexpr std::string_view kGpu = "gpu";
-
-std::string Lower(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return lower;
-}
-
-bool IsNumber(std::string_view text) {
-  uint32_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc() && end == text.data() + text.size();
-}
 
 }  // namespace
 
@@ -63,7 +52,8 @@ Result<std::string> DeviceTier(const std::string& typed) {
   if (lower.starts_with(kDeviceTierPrefix) && lower.size() > kDeviceTierPrefix.size()) {
     return std::string(kDeviceTierPrefix) + typed.substr(kDeviceTierPrefix.size());
   }
-  if (lower.starts_with("gpu-") || lower.starts_with("mig-") || IsNumber(lower)) {
+  if (lower.starts_with("gpu-") || lower.starts_with("mig-") ||
+      ParseCount(lower, std::numeric_limits<uint32_t>::max())) {
     return std::string(kDeviceTierPrefix) + typed;
   }
   return InvalidArgumentError(

@@ -30,6 +30,7 @@
 
 #include "base/digest.h"
 #include "base/limits.h"
+#include "base/round.h"
 #include "ipc/frame.h"
 #include "ipc/message.h"
 #include "ipc/seqpacket.h"
@@ -101,9 +102,7 @@ inline std::string BuildFakeIndex(const std::vector<FakeTensor>& tensors,
   return {reinterpret_cast<const char*>(builder.GetBufferPointer()), builder.GetSize()};
 }
 
-inline uint64_t RoundToPage(uint64_t bytes) {
-  return (bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
-}
+inline uint64_t RoundToPage(uint64_t bytes) { return RoundUp(bytes, kHostPageBytes); }
 
 // A model of `extents` extents of a page each, with one F32 tensor of 16 elements in
 // each: "t0000", "t0001", …, every element of which is its extent's number.

@@ -10,7 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "base/format.h"
+#include "base/round.h"
+#include "base/units.h"
 #include "cuda/driver_table.h"
 #include "cuda/error.h"
 
@@ -59,11 +60,11 @@ Result<PhysicalMemory> PhysicalMemory::Create(const Device& device, uint64_t byt
                               " not supported here");
   }
   ASSIGN_OR_RETURN(const uint64_t granularity, Granularity(device));
-  const std::string what = "allocating " + FormatBytes(bytes) + " on " + device.uuid();
+  const std::string what = "allocating " + FormatSize(bytes) + " on " + device.uuid();
   if (bytes > std::numeric_limits<uint64_t>::max() - granularity) {
     return ResourceExhaustedError(what + ": no device has that much memory");
   }
-  const uint64_t size = (bytes + granularity - 1) / granularity * granularity;
+  const uint64_t size = RoundUp(bytes, granularity);
   const CUmemAllocationProp properties = Properties(device);
   CUmemGenericAllocationHandle handle = 0;
   RETURN_IF_ERROR(CudaStatus(Table().cuMemCreate(&handle, size, &properties, 0), what));
@@ -72,7 +73,7 @@ Result<PhysicalMemory> PhysicalMemory::Create(const Device& device, uint64_t byt
 
 Result<PhysicalMemory> PhysicalMemory::Import(const Device& device, int fd, uint64_t bytes) {
   const auto what = [&] {
-    return "importing " + FormatBytes(bytes) + " of device memory from descriptor " +
+    return "importing " + FormatSize(bytes) + " of device memory from descriptor " +
            std::to_string(fd) + " for " + device.uuid();
   };
   if (fd < 0 || bytes == 0) return InvalidArgumentError(what() + ": no descriptor or no bytes");
@@ -131,7 +132,7 @@ PhysicalMemory& PhysicalMemory::operator=(PhysicalMemory&& other) noexcept {
 PhysicalMemory::~PhysicalMemory() { static_cast<void>(Release()); }
 
 Result<UniqueFd> PhysicalMemory::Export() {
-  const std::string what = "exporting " + FormatBytes(size_) + " of " + device_.uuid();
+  const std::string what = "exporting " + FormatSize(size_) + " of " + device_.uuid();
   if (handle_ == 0) return FailedPreconditionError(what + ": the handle was released");
   if (imported_) {
     return FailedPreconditionError(
@@ -157,7 +158,7 @@ Result<UniqueFd> PhysicalMemory::Export() {
 Status PhysicalMemory::Release() {
   if (handle_ == 0) return OkStatus();
   RETURN_IF_ERROR(Check(Table().cuMemRelease(handle_), [this] {
-    return "releasing " + FormatBytes(size_) + " of " + device_.uuid();
+    return "releasing " + FormatSize(size_) + " of " + device_.uuid();
   }));
   handle_ = 0;
   return OkStatus();
@@ -168,7 +169,7 @@ Status PhysicalMemory::Release() {
 Result<DeviceMapping> DeviceMapping::Map(const PhysicalMemory& memory, Access access,
                                          std::span<const Device> peers) {
   const auto what = [&] {
-    return "mapping " + FormatBytes(memory.size()) + " of " + memory.device().uuid();
+    return "mapping " + FormatSize(memory.size()) + " of " + memory.device().uuid();
   };
   if (memory.handle() == 0) return FailedPreconditionError(what() + ": the handle was released");
   CUdeviceptr address = 0;
@@ -202,7 +203,7 @@ DeviceMapping::~DeviceMapping() { static_cast<void>(Unmap()); }
 
 Status DeviceMapping::SetAccess(Access access, std::span<const Device> peers) {
   const auto what = [this] {
-    return "setting access to " + FormatBytes(size_) + " of " + device_.uuid();
+    return "setting access to " + FormatSize(size_) + " of " + device_.uuid();
   };
   if (!mapped_) return FailedPreconditionError(what() + ": it is not mapped");
   std::vector<CUmemAccessDesc> wanted(1 + peers.size());
@@ -220,7 +221,7 @@ Status DeviceMapping::SetAccess(Access access, std::span<const Device> peers) {
 
 Status DeviceMapping::Unmap() {
   if (pointer_ == 0) return OkStatus();
-  const auto what = [this] { return "unmapping " + FormatBytes(size_) + " of " + device_.uuid(); };
+  const auto what = [this] { return "unmapping " + FormatSize(size_) + " of " + device_.uuid(); };
   if (mapped_) {
     RETURN_IF_ERROR(Check(Table().cuMemUnmap(pointer_, size_), what));
     mapped_ = false;
@@ -236,9 +237,9 @@ Result<DeviceBuffer> DeviceBuffer::Allocate(const Context& context, uint64_t byt
   const CurrentContext current(context);
   RETURN_IF_ERROR(current.status());
   CUdeviceptr pointer = 0;
-  RETURN_IF_ERROR(CudaStatus(
-      Table().cuMemAlloc(&pointer, bytes),
-      "allocating a buffer of " + FormatBytes(bytes) + " on " + context.device().uuid()));
+  RETURN_IF_ERROR(
+      CudaStatus(Table().cuMemAlloc(&pointer, bytes),
+                 "allocating a buffer of " + FormatSize(bytes) + " on " + context.device().uuid()));
   return DeviceBuffer(context.retained(), pointer, bytes);
 }
 
@@ -264,7 +265,7 @@ Status DeviceBuffer::Free() {
   RETURN_IF_ERROR(current.status());
   RETURN_IF_ERROR(
       CudaStatus(Table().cuMemFree(pointer_),
-                 "freeing a buffer of " + FormatBytes(size_) + " on " + context_->device().uuid()));
+                 "freeing a buffer of " + FormatSize(size_) + " on " + context_->device().uuid()));
   pointer_ = 0;
   size_ = 0;
   return OkStatus();
@@ -275,7 +276,7 @@ Status DeviceBuffer::Free() {
 Result<HostRegistration> HostRegistration::Register(const Context& context, const void* data,
                                                     size_t bytes, Access access) {
   const std::string what =
-      "pinning " + FormatBytes(bytes) + " of host memory for " + context.device().uuid();
+      "pinning " + FormatSize(bytes) + " of host memory for " + context.device().uuid();
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   if (data == nullptr || bytes == 0 || reinterpret_cast<uintptr_t>(data) % page != 0) {
     return InvalidArgumentError(what + ": it must begin at a page and not be empty");
@@ -316,7 +317,7 @@ Status HostRegistration::Unregister() {
   const CurrentContext current(context_);
   RETURN_IF_ERROR(current.status());
   RETURN_IF_ERROR(CudaStatus(Table().cuMemHostUnregister(const_cast<void*>(data_)),
-                             "unpinning " + FormatBytes(size_) + " of host memory"));
+                             "unpinning " + FormatSize(size_) + " of host memory"));
   data_ = nullptr;
   size_ = 0;
   return OkStatus();
@@ -329,7 +330,7 @@ Result<PinnedBuffer> PinnedBuffer::Allocate(const Context& context, size_t bytes
   RETURN_IF_ERROR(current.status());
   void* data = nullptr;
   RETURN_IF_ERROR(CudaStatus(Table().cuMemHostAlloc(&data, bytes, CU_MEMHOSTALLOC_PORTABLE),
-                             "allocating " + FormatBytes(bytes) + " of pinned host memory"));
+                             "allocating " + FormatSize(bytes) + " of pinned host memory"));
   return PinnedBuffer(context.retained(), static_cast<std::byte*>(data), bytes);
 }
 
@@ -354,7 +355,7 @@ Status PinnedBuffer::Free() {
   const CurrentContext current(context_);
   RETURN_IF_ERROR(current.status());
   RETURN_IF_ERROR(CudaStatus(Table().cuMemFreeHost(data_),
-                             "freeing " + FormatBytes(size_) + " of pinned host memory"));
+                             "freeing " + FormatSize(size_) + " of pinned host memory"));
   data_ = nullptr;
   size_ = 0;
   return OkStatus();

@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "base/format.h"
+#include "base/units.h"
 #include "cuda/driver_table.h"
 #include "cuda/error.h"
 
@@ -55,7 +55,7 @@ Status Stream::CopyToDevice(DevicePointer to, const void* from, uint64_t bytes) 
   RETURN_IF_ERROR(current.status());
   const CUresult result = Table().cuMemcpyHtoDAsync(to, from, bytes, Raw(*this));
   if (result == CUDA_SUCCESS) return OkStatus();
-  return CudaStatus(result, "copying " + FormatBytes(bytes) + " to " + context_->device().uuid());
+  return CudaStatus(result, "copying " + FormatSize(bytes) + " to " + context_->device().uuid());
 }
 
 Status Stream::CopyToHost(void* to, DevicePointer from, uint64_t bytes) const {
@@ -63,7 +63,7 @@ Status Stream::CopyToHost(void* to, DevicePointer from, uint64_t bytes) const {
   RETURN_IF_ERROR(current.status());
   const CUresult result = Table().cuMemcpyDtoHAsync(to, from, bytes, Raw(*this));
   if (result == CUDA_SUCCESS) return OkStatus();
-  return CudaStatus(result, "copying " + FormatBytes(bytes) + " from " + context_->device().uuid());
+  return CudaStatus(result, "copying " + FormatSize(bytes) + " from " + context_->device().uuid());
 }
 
 Status Stream::CopyOnDevice(DevicePointer to, DevicePointer from, uint64_t bytes) const {
@@ -71,7 +71,7 @@ Status Stream::CopyOnDevice(DevicePointer to, DevicePointer from, uint64_t bytes
   RETURN_IF_ERROR(current.status());
   const CUresult result = Table().cuMemcpyDtoDAsync(to, from, bytes, Raw(*this));
   if (result == CUDA_SUCCESS) return OkStatus();
-  return CudaStatus(result, "copying " + FormatBytes(bytes) + " on " + context_->device().uuid());
+  return CudaStatus(result, "copying " + FormatSize(bytes) + " on " + context_->device().uuid());
 }
 
 Status Stream::CopyFromPeer(DevicePointer to, const Context& peer, DevicePointer from,
@@ -81,7 +81,7 @@ Status Stream::CopyFromPeer(DevicePointer to, const Context& peer, DevicePointer
   const CUresult result = Table().cuMemcpyPeerAsync(to, context_->context(), from,
                                                     peer.retained()->context(), bytes, Raw(*this));
   if (result == CUDA_SUCCESS) return OkStatus();
-  return CudaStatus(result, "copying " + FormatBytes(bytes) + " from " + peer.device().uuid() +
+  return CudaStatus(result, "copying " + FormatSize(bytes) + " from " + peer.device().uuid() +
                                 " to " + context_->device().uuid());
 }
 
@@ -90,7 +90,7 @@ Status Stream::Fill(DevicePointer to, uint8_t value, uint64_t bytes) const {
   RETURN_IF_ERROR(current.status());
   const CUresult result = Table().cuMemsetD8Async(to, value, bytes, Raw(*this));
   if (result == CUDA_SUCCESS) return OkStatus();
-  return CudaStatus(result, "filling " + FormatBytes(bytes) + " on " + context_->device().uuid());
+  return CudaStatus(result, "filling " + FormatSize(bytes) + " on " + context_->device().uuid());
 }
 
 Status Stream::WaitFor(const Event& event) const {

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/text.h"
 #include "daemon/control_status.h"
 #include "trims/v1/control.grpc.pb.h"
 

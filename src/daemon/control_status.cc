@@ -1,33 +1,12 @@
 #include "daemon/control_status.h"
 
-#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/text.h"
 
 namespace trims {
 namespace {
-
-// Bytes of the character that starts `text`, 0 when it is not valid UTF-8
-// (overlong forms, surrogates and numbers over U+10FFFF are not).
-size_t Utf8CharacterBytes(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const auto continues = [&](size_t i) { return i < text.size() && (byte(i) & 0xC0) == 0x80; };
-  if (text.empty()) return 0;
-  const uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return continues(1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    if (!continues(1) || !continues(2)) return 0;
-    if (first == 0xE0 && byte(1) < 0xA0) return 0;
-    if (first == 0xED && byte(1) > 0x9F) return 0;
-    return 3;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    if (!continues(1) || !continues(2) || !continues(3)) return 0;
-    if (first == 0xF0 && byte(1) < 0x90) return 0;
-    if (first == 0xF4 && byte(1) > 0x8F) return 0;
-    return 4;
-  }
-  return 0;
-}
 
 grpc::StatusCode ToGrpcCode(StatusCode code) {
   switch (code) {
@@ -71,39 +50,12 @@ grpc::StatusCode ToGrpcCode(StatusCode code) {
 
 }  // namespace
 
-bool IsValidUtf8(std::string_view text) {
-  while (!text.empty()) {
-    const size_t bytes = Utf8CharacterBytes(text);
-    if (bytes == 0) return false;
-    text.remove_prefix(bytes);
-  }
-  return true;
-}
-
-std::string ToValidUtf8(std::string_view text) {
-  std::string valid;
-  valid.reserve(text.size());
-  while (!text.empty()) {
-    const size_t bytes = Utf8CharacterBytes(text);
-    if (bytes == 0) {
-      valid.append("\xEF\xBF\xBD");
-      text.remove_prefix(1);
-    } else {
-      valid.append(text.substr(0, bytes));
-      text.remove_prefix(bytes);
-    }
-  }
-  return valid;
-}
-
 grpc::Status ToGrpcStatus(const Status& status) {
   if (status.ok()) return grpc::Status::OK;
   std::string message = ToValidUtf8(status.message());
   if (message.size() > kMaxGrpcMessageBytes) {
     static constexpr std::string_view kEllipsis = "…";
-    size_t end = kMaxGrpcMessageBytes - kEllipsis.size();
-    while (end > 0 && (static_cast<uint8_t>(message[end]) & 0xC0) == 0x80) --end;
-    message.resize(end);
+    message.resize(CutUtf8(message, kMaxGrpcMessageBytes - kEllipsis.size()).size());
     message.append(kEllipsis);
   }
   return grpc::Status(ToGrpcCode(status.code()), message);

@@ -17,9 +17,4 @@ grpc::Status ToGrpcStatus(const Status& status);
 // A code outside the canonical ones is UNKNOWN.
 Status FromGrpcStatus(const grpc::Status& status);
 
-// `text` with every byte that is not part of valid UTF-8 replaced by U+FFFD.
-// What names files, processes or tensors is not always UTF-8; protobuf strings must be.
-bool IsValidUtf8(std::string_view text);
-std::string ToValidUtf8(std::string_view text);
-
 }  // namespace trims

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/device_names.h"
 #include "base/limits.h"
+#include "base/text.h"
 #include "daemon/log.h"
 
 #ifdef TRIMS_HAVE_CUDA

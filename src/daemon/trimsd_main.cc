@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "daemon/config.h"
+#include "daemon/config_layers.h"
 #include "daemon/keeper.h"
 #include "daemon/log.h"
 #include "daemon/worker.h"

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "base/limits.h"
+#include "base/machine.h"
 #include "base/universal_hash.h"
 #include "daemon/control_server.h"
 #include "daemon/devices.h"
@@ -25,7 +26,6 @@
 #include "daemon/ledger.h"
 #include "daemon/ledger_link.h"
 #include "daemon/log.h"
-#include "daemon/machine.h"
 #include "daemon/reactor.h"
 #include "daemon/registry.h"
 #include "daemon/worker_control.h"
@@ -115,7 +115,7 @@ class Worker final {
     HostTierOptions host;
     host.use_hugetlb = config.use_hugetlb;
     host.io_threads = config.io_threads;
-    options.tiers.push_back({MakeHostTier(host), HostBudgetBytes(config)});
+    options.tiers.push_back({MakeHostTier(host), HostBudgetBytes(config, UsableMemoryBytes())});
     for (ServedTier& served : devices_->TakeTiers()) options.tiers.push_back(std::move(served));
     options.devices = devices_.get();
     options.on_tier_lost = [this](const std::string& tier) {

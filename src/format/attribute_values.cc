@@ -9,6 +9,8 @@
 #include <string>
 #include <system_error>
 
+#include "base/text.h"
+#include "base/units.h"
 #include "format/mxnet_symbol.h"
 #include "format/text.h"
 
@@ -17,13 +19,8 @@ namespace {
 
 constexpr size_t kMaxTupleItems = 4096;
 
-bool IsSpace(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
-
-std::string_view Trim(std::string_view text) {
-  while (!text.empty() && IsSpace(text.front())) text.remove_prefix(1);
-  while (!text.empty() && IsSpace(text.back())) text.remove_suffix(1);
-  return text;
-}
+// What stands around values and their commas.
+constexpr std::string_view kSpaces = " \t\n\r";
 
 Status Expected(std::string_view text, std::string_view what) {
   return InvalidArgumentError(Quoted(text) + " is not " + std::string(what));
@@ -42,24 +39,19 @@ bool TakeInt(std::string_view& text, int64_t& value) {
 }  // namespace
 
 Result<bool> ParseBoolAttribute(std::string_view text) {
-  const std::string_view trimmed = Trim(text);
-  std::string lower(trimmed.substr(0, 8));
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  if (lower == "true" || lower == "1") return true;
-  if (lower == "false" || lower == "0") return false;
+  if (const Result<bool> value = ParseBool(Trim(text, kSpaces)); value.ok()) return value;
   return Expected(text, "a boolean; expected True or False");
 }
 
 Result<int64_t> ParseIntAttribute(std::string_view text) {
-  std::string_view rest = Trim(text);
+  std::string_view rest = Trim(text, kSpaces);
   int64_t value = 0;
   if (!TakeInt(rest, value) || !rest.empty()) return Expected(text, "a 64-bit integer");
   return value;
 }
 
 Result<double> ParseFloatAttribute(std::string_view text) {
-  std::string_view rest = Trim(text);
+  std::string_view rest = Trim(text, kSpaces);
   if (rest.starts_with('+') && rest.size() > 1 && rest[1] != '-') rest.remove_prefix(1);
   double value = 0;
   const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
@@ -71,7 +63,7 @@ Result<double> ParseFloatAttribute(std::string_view text) {
 
 Result<std::vector<int64_t>> ParseTupleAttribute(std::string_view text) {
   std::vector<int64_t> items;
-  std::string_view rest = Trim(text);
+  std::string_view rest = Trim(text, kSpaces);
   if (rest == "None") return items;
   constexpr std::string_view kWhat = "a tuple of integers such as (3, 3)";
   if (!rest.starts_with('(') && !rest.starts_with('[')) {
@@ -80,7 +72,7 @@ Result<std::vector<int64_t>> ParseTupleAttribute(std::string_view text) {
   }
   const char close = rest.front() == '(' ? ')' : ']';
   if (rest.size() < 2 || rest.back() != close) return Expected(text, kWhat);
-  rest = Trim(rest.substr(1, rest.size() - 2));
+  rest = Trim(rest.substr(1, rest.size() - 2), kSpaces);
   while (!rest.empty()) {
     int64_t value = 0;
     if (!TakeInt(rest, value)) return Expected(text, kWhat);
@@ -89,14 +81,14 @@ Result<std::vector<int64_t>> ParseTupleAttribute(std::string_view text) {
                                   std::to_string(kMaxTupleItems) + " items");
     }
     items.push_back(value);
-    rest = Trim(rest);
+    rest = Trim(rest, kSpaces);
     if (rest.empty()) break;
     if (rest.front() != ',') return Expected(text, kWhat);
-    rest = Trim(rest.substr(1));  // "(3,)" ends here.
+    rest = Trim(rest.substr(1), kSpaces);  // "(3,)" ends here.
   }
   return items;
 }
 
-bool IsNoneAttribute(std::string_view text) { return Trim(text) == "None"; }
+bool IsNoneAttribute(std::string_view text) { return Trim(text, kSpaces) == "None"; }
 
 }  // namespace trims::format

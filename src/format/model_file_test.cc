@@ -254,19 +254,5 @@ TEST(Quoted, EscapesAndCuts) {
   EXPECT_EQ(Quoted(std::string(81, 'a')), "'" + std::string(80, 'a') + "...' (81 bytes)");
 }
 
-TEST(Utf8, IsCheckedToTheLastByte) {
-  for (const std::string_view good :
-       {""sv, "a"sv, "\xc2\x80"sv, "\xdf\xbf"sv, "\xe0\xa0\x80"sv, "\xed\x9f\xbf"sv,
-        "\xef\xbf\xbf"sv, "\xf0\x90\x80\x80"sv, "\xf4\x8f\xbf\xbf"sv}) {
-    EXPECT_TRUE(IsValidUtf8(good)) << Quoted(good);
-  }
-  for (const std::string_view bad :
-       {"\x80"sv, "\xc0\x80"sv, "\xc1\xbf"sv, "\xc2"sv, "\xc2\x41"sv, "\xe0\x9f\xbf"sv,
-        "\xed\xa0\x80"sv, "\xe1\x80"sv, "\xf0\x8f\xbf\xbf"sv, "\xf4\x90\x80\x80"sv,
-        "\xf5\x80\x80\x80"sv, "\xff"sv, "\xf1\x80\x80"sv}) {
-    EXPECT_FALSE(IsValidUtf8(bad)) << Quoted(bad);
-  }
-}
-
 }  // namespace
 }  // namespace trims::format

@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include "base/limits.h"
+#include "base/text.h"
 
 namespace trims::format {
 namespace {
@@ -26,30 +27,6 @@ std::string Quoted(std::string_view text) {
     return out + "...' (" + std::to_string(text.size()) + " bytes)";
   }
   return out + "'";
-}
-
-bool IsValidUtf8(std::string_view text) {
-  const size_t size = text.size();
-  for (size_t i = 0; i < size;) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const size_t length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-    if (lead < 0xc2 || lead > 0xf4 || length > size - i) return false;
-    uint32_t code = lead & (0x7fu >> length);
-    for (size_t k = 1; k < length; ++k) {
-      const auto byte = static_cast<unsigned char>(text[i + k]);
-      if ((byte & 0xc0) != 0x80) return false;
-      code = code << 6 | (byte & 0x3f);
-    }
-    const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
-    const bool surrogate = code >= 0xd800 && code < 0xe000;
-    if (overlong || surrogate || code > 0x10ffff) return false;
-    i += length;
-  }
-  return true;
 }
 
 Status CheckName(std::string_view name, std::string_view what) {

@@ -16,8 +16,6 @@ namespace trims::format {
 // after 80 bytes with "..." and the full length.
 std::string Quoted(std::string_view text);
 
-bool IsValidUtf8(std::string_view text);
-
 // Why `name` can not be the name of a tensor or node; OK if it can: 1 to
 // kMaxTensorNameBytes bytes of UTF-8 without control characters. `what` begins
 // the message.

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/limits.h"
+#include "base/round.h"
 
 // Numbers of the kernel's interface that older C library headers lack. The
 // running kernel decides whether it knows them.
@@ -193,7 +194,7 @@ Result<WritableRegion> WritableRegion::Create(const std::string& label, uint64_t
     return InvalidArgumentError("creating " + Describe(label, size) +
                                 ": the size must be positive and below 2^63");
   }
-  size = (size + page - 1) / page * page;
+  size = RoundUp(size, page);
   UniqueFd fd = MakeMemfd(label, is_huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0U);
   if (!fd.valid()) {
     // A kernel without 2 MiB pages answers ENODEV or ENOENT: for the caller that
@@ -270,8 +271,8 @@ Status WritableRegion::Read(uint64_t offset, std::span<std::byte> bytes) const {
 Status WritableRegion::Populate(uint64_t offset, uint64_t bytes) {
   RETURN_IF_ERROR(CheckRange(offset, bytes));
   // madvise wants whole pages of the system's size; larger ones are its business.
-  const uint64_t begin = offset / kHostPageBytes * kHostPageBytes;
-  const uint64_t end = (offset + bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
+  const uint64_t begin = RoundDown(offset, kHostPageBytes);
+  const uint64_t end = RoundUp(offset + bytes, kHostPageBytes);
   while (::madvise(data_ + begin, end - begin, MADV_POPULATE_WRITE) != 0) {
     if (errno == EINTR || errno == EAGAIN) continue;
     if (errno == EINVAL) {

@@ -13,7 +13,7 @@
 #include <string>
 #include <utility>
 
-#include "base/format.h"
+#include "base/units.h"
 #include "store/state.h"
 
 namespace trims::store {
@@ -223,31 +223,31 @@ Status Store::State::Describe(const Refusal& refusal, const Replica& replica,
   const TierConfig& tier = config.tiers[replica.key.tier];
   if (refusal.too_large) {
     std::string text = "cannot hold " + replica.name + " in tier " + tier.name + ": it needs " +
-                       FormatBytes(refusal.need);
+                       FormatSize(refusal.need);
     if (refusal.need != refusal.missing) {
-      text += " (" + FormatBytes(refusal.missing) + " of weights";
+      text += " (" + FormatSize(refusal.missing) + " of weights";
       if (config.estimation_rate != 1.0) {
         char rate[32];
         std::snprintf(rate, sizeof rate, "%g", config.estimation_rate);
         text += std::string(" x estimation rate ") + rate;
       }
       if (refusal.internal > 0) {
-        text += " + " + FormatBytes(refusal.internal) + " of measured internal memory";
+        text += " + " + FormatSize(refusal.internal) + " of measured internal memory";
       }
       text += ")";
     }
     return ResourceExhaustedError(text + ", more than the whole budget of " +
-                                  FormatBytes(tier.budget_bytes));
+                                  FormatSize(tier.budget_bytes));
   }
 
   std::string text = "cannot make room for " + replica.name + " in tier " + tier.name + ": need " +
-                     FormatBytes(refusal.need) + ", free " + FormatBytes(refusal.free);
+                     FormatSize(refusal.need) + ", free " + FormatSize(refusal.free);
   const uint64_t used = tiers[replica.key.tier].used;
   if (used > tier.budget_bytes) {
-    text += " (" + FormatBytes(used - tier.budget_bytes) + " over the budget since it was lowered)";
+    text += " (" + FormatSize(used - tier.budget_bytes) + " over the budget since it was lowered)";
   }
-  text += ", evictable " + FormatBytes(refusal.evictable) + " of budget " +
-          FormatBytes(tier.budget_bytes);
+  text += ", evictable " + FormatSize(refusal.evictable) + " of budget " +
+          FormatSize(tier.budget_bytes);
   const bool never = policy->kind() == PolicyKind::kNever;
   std::vector<const Replica*> holders;
   uint64_t hidden = 0;

@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "base/format.h"
+#include "base/units.h"
 #include "store/state.h"
 
 namespace trims::store {
@@ -109,9 +109,9 @@ Status Store::State::CheckQuota(uint32_t uid, const Replica* replica, uint64_t b
   }
   const uint64_t held = it == users.end() ? 0 : it->second.bytes;
   return ResourceExhaustedError("uid " + std::to_string(uid) + " has leases on " +
-                                FormatBytes(held) + " and asks for " + FormatBytes(bytes) +
+                                FormatSize(held) + " and asks for " + FormatSize(bytes) +
                                 " more; the quota leased_bytes_per_uid_max is " +
-                                FormatBytes(config.leased_bytes_per_uid_max));
+                                FormatSize(config.leased_bytes_per_uid_max));
 }
 
 void Store::State::Hold(uint32_t uid, const Replica& replica, bool is_waiting) {

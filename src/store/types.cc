@@ -1,7 +1,10 @@
 #include "store/types.h"
 
 #include <cstddef>
+#include <string>
 #include <utility>
+
+#include "base/text.h"
 
 namespace trims::store {
 
@@ -16,16 +19,6 @@ constexpr NamedPolicy kPolicies[] = {
     {"lcu", PolicyKind::kLcu},     {"random", PolicyKind::kRandom}, {"flush", PolicyKind::kFlush},
     {"eager", PolicyKind::kEager}, {"gdsf", PolicyKind::kGdsf},
 };
-
-char Lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-
-bool EqualsIgnoringCase(std::string_view a, std::string_view b) {
-  if (a.size() != b.size()) return false;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (Lower(a[i]) != Lower(b[i])) return false;
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -53,9 +46,10 @@ std::string_view PolicyName(PolicyKind kind) {
 }
 
 Result<PolicyKind> ParsePolicy(std::string_view name) {
-  if (EqualsIgnoringCase(name, "all")) return PolicyKind::kFlush;
+  const std::string lower = Lower(name);
+  if (lower == "all") return PolicyKind::kFlush;
   for (const NamedPolicy& policy : kPolicies) {
-    if (EqualsIgnoringCase(name, policy.name)) return policy.kind;
+    if (lower == policy.name) return policy.kind;
   }
   return InvalidArgumentError(
       "unknown eviction policy \"" + std::string(name) +

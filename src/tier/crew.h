@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/machine.h"
 #include "base/status.h"
 #include "tier/tier.h"
 
@@ -21,7 +22,7 @@ namespace trims {
 // `asked` threads, or min(8, cores) for 0, and no more than there are work items.
 inline int CrewSize(int asked, size_t work_items) {
   int size = asked;
-  if (size <= 0) size = std::min(8, static_cast<int>(std::thread::hardware_concurrency()));
+  if (size <= 0) size = Cores(8);
   return std::max(
       1, static_cast<int>(std::min<size_t>(static_cast<size_t>(std::max(size, 1)), work_items)));
 }

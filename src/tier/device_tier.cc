@@ -35,8 +35,10 @@
 #include <vector>
 
 #include "base/device_names.h"
-#include "base/format.h"
 #include "base/hash.h"
+#include "base/machine.h"
+#include "base/round.h"
+#include "base/units.h"
 #include "cuda/memory.h"
 #include "cuda/stream.h"
 #include "tier/chunk_read.h"
@@ -202,16 +204,13 @@ class DeviceTier final : public Tier {
         granularity_(granularity),
         pool_(context_, options.pinned_pool_bytes) {
     if (options_.io_threads <= 0) {
-      options_.io_threads =
-          std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostThreads);
+      options_.io_threads = Cores(kMostThreads);
     }
   }
 
   const std::string& name() const override { return name_; }
   store::TierKind kind() const override { return store::TierKind::kDevice; }
-  uint64_t AllocationBytes(uint64_t bytes) const override {
-    return (bytes + granularity_ - 1) / granularity_ * granularity_;
-  }
+  uint64_t AllocationBytes(uint64_t bytes) const override { return RoundUp(bytes, granularity_); }
   Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) override;
   Result<ResidentExtent> Adopt(const ExtentSpec& spec, UniqueFd fd,
                                const std::string& integrity) override;
@@ -491,9 +490,9 @@ Result<std::vector<Filling>> DeviceTier::Allocate(const LoadJob& job, bool use_p
       for (const ExtentSpec* extent : job.extents) wanted += AllocationBytes(extent->bytes);
       const Result<cuda::Context::Memory> now = context_->GetMemory();
       return ResourceExhaustedError(
-          "loading needs " + FormatBytes(wanted) + " of device memory, and with " +
+          "loading needs " + FormatSize(wanted) + " of device memory, and with " +
           std::to_string(i) + " of " + std::to_string(fillings.size()) + " extents allocated " +
-          (now.ok() ? FormatBytes(now->free_bytes) : "too few") + " are free on " +
+          (now.ok() ? FormatSize(now->free_bytes) : "too few") + " are free on " +
           options_.device.uuid() +
           ": lower the tier's capacity, or find out who else uses the device; " +
           memory.status().message());

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/round.h"
+
 namespace trims {
 namespace {
 
@@ -44,8 +46,8 @@ DirectFiles::DirectFiles(const Source& source, std::span<const Place> places) {
 Result<std::span<std::byte>> DirectFiles::Read(uint32_t file, uint64_t offset, uint64_t bytes,
                                                std::span<std::byte> buffer,
                                                const std::string& description) const {
-  const uint64_t begin = offset / kHostPageBytes * kHostPageBytes;
-  const uint64_t end = (offset + bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
+  const uint64_t begin = RoundDown(offset, kHostPageBytes);
+  const uint64_t end = RoundUp(offset + bytes, kHostPageBytes);
   TRIMS_CHECK(end - begin <= buffer.size());
   disk_.acquire();
   struct Turn {

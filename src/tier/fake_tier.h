@@ -21,6 +21,7 @@
 
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/round.h"
 #include "ipc/region.h"
 #include "tier/chunk_work.h"
 #include "tier/tier.h"
@@ -91,9 +92,7 @@ class FakeTier final : public Tier {
   store::TierKind kind() const override {
     return name_ == "host" ? store::TierKind::kHost : store::TierKind::kDevice;
   }
-  uint64_t AllocationBytes(uint64_t bytes) const override {
-    return (bytes + kHostPageBytes - 1) / kHostPageBytes * kHostPageBytes;
-  }
+  uint64_t AllocationBytes(uint64_t bytes) const override { return RoundUp(bytes, kHostPageBytes); }
 
   Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) override {
     Result<std::vector<ResidentExtent>> result = LoadAll(job, control);

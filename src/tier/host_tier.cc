@@ -23,11 +23,12 @@
 
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/machine.h"
+#include "base/round.h"
 #include "ipc/region.h"
 #include "tier/chunk_read.h"
 #include "tier/chunk_work.h"
 #include "tier/crew.h"
-#include "tier/host_memory.h"
 #include "tier/tier.h"
 
 namespace trims {
@@ -35,8 +36,6 @@ namespace {
 
 constexpr uint64_t kCopyStepBytes = 256 * kKiB;  // Stays in a core's cache between copies.
 constexpr uint64_t kPopulateStepBytes = 64 * kMiB;
-
-uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 class HostTier final : public Tier {
  public:

@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "ipc/test_huge_pages.h"
-#include "tier/host_memory.h"
 #include "tier/tier_conformance.h"
 
 namespace trims {
@@ -144,44 +143,6 @@ TEST_F(HostTierTest, RunningOutOfDescriptorsIsResourceExhaustedAndLeavesNothing)
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status.ToString();
   EXPECT_EQ(OpenFdCount(), fds);
-}
-
-// --- Available memory ---------------------------------------------------------
-
-class AvailableMemoryTest : public ::testing::Test {
- protected:
-  const TemporaryDirectory root_;
-};
-
-TEST_F(AvailableMemoryTest, IsUnlimitedWhereTheSystemSaysNothing) {
-  EXPECT_EQ(AvailableMemoryBytes(root_.path()), std::numeric_limits<uint64_t>::max());
-}
-
-TEST_F(AvailableMemoryTest, IsWhatTheKernelCallsAvailable) {
-  root_.Write("proc/meminfo", "MemTotal:  100 kB\nMemFree:  5 kB\nMemAvailable:      40 kB\n");
-  EXPECT_EQ(AvailableMemoryBytes(root_.path()), 40U * 1024);
-}
-
-TEST_F(AvailableMemoryTest, IsLimitedByEveryGroupAbove) {
-  root_.Write("proc/meminfo", "MemAvailable: 1000000 kB\n");
-  root_.Write("proc/self/cgroup", "1:name=systemd:/x\n0::/pods/pod/box\n");
-  root_.Write("sys/fs/cgroup/pods/pod/box/memory.max", "max\n");
-  root_.Write("sys/fs/cgroup/pods/pod/memory.max", "100000\n");
-  root_.Write("sys/fs/cgroup/pods/pod/memory.current", "60000\n");
-  // Page cache is given back when memory is wanted: 40000 + 10000 + 5000 are free.
-  root_.Write("sys/fs/cgroup/pods/pod/memory.stat",
-              "anon 45000\nfile 99999\ninactive_file 10000\nactive_file 5000\n");
-  EXPECT_EQ(AvailableMemoryBytes(root_.path()), 55000U);
-  root_.Write("sys/fs/cgroup/pods/memory.max", "70000\n");
-  root_.Write("sys/fs/cgroup/pods/memory.current", "69000\n");
-  EXPECT_EQ(AvailableMemoryBytes(root_.path()), 1000U);
-  root_.Write("sys/fs/cgroup/pods/memory.current", "80000\n");
-  EXPECT_EQ(AvailableMemoryBytes(root_.path()), 0U);
-}
-
-TEST_F(AvailableMemoryTest, IsLessThanTheMachineHas) {
-  EXPECT_GT(AvailableMemoryBytes(), 0U);
-  EXPECT_LT(AvailableMemoryBytes(), uint64_t{1} << 50);
 }
 
 }  // namespace

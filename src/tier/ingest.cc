@@ -9,6 +9,7 @@
 
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/text.h"
 #include "tier/crew.h"
 
 namespace trims {
@@ -19,7 +20,8 @@ namespace {
 constexpr uint64_t kMaxManifestBytes = kGiB;
 constexpr size_t kHashStepBytes = 256 * kKiB;  // Hashed while still in the cache.
 
-std::string Quoted(const std::string& name) { return "\"" + name.substr(0, 200) + "\""; }
+// Messages show at most this much of a name.
+constexpr size_t kShownNameBytes = 200;
 
 // The tensors of all files of the source with their places, unhashed, sorted.
 Result<ModelManifest> ReadHeaders(const Source& source,
@@ -36,7 +38,7 @@ Result<ModelManifest> ReadHeaders(const Source& source,
         const auto mapped = shards->weight_map.find(entry.name);
         if (mapped == shards->weight_map.end() || mapped->second != shards->files[i]) {
           return InvalidArgumentError(
-              files[i].description() + " holds the tensor " + Quoted(entry.name) +
+              files[i].description() + " holds the tensor " + Quoted(entry.name, kShownNameBytes) +
               ", which the index " + source.DescribeFile(files.size()) +
               (mapped == shards->weight_map.end() ? " does not name"
                                                   : " says is in " + mapped->second));
@@ -72,8 +74,9 @@ Result<ModelManifest> ReadHeaders(const Source& source,
       manifest.tensors.begin(), manifest.tensors.end(),
       [](const ManifestTensor& a, const ManifestTensor& b) { return a.name == b.name; });
   if (twice != manifest.tensors.end()) {
-    return InvalidArgumentError(source.description() + " holds the tensor " + Quoted(twice->name) +
-                                " twice, in " + files[twice->file].description() + " and " +
+    return InvalidArgumentError(source.description() + " holds the tensor " +
+                                Quoted(twice->name, kShownNameBytes) + " twice, in " +
+                                files[twice->file].description() + " and " +
                                 files[(twice + 1)->file].description());
   }
   if (shards && shards->weight_map.size() != manifest.tensors.size()) {
@@ -85,8 +88,8 @@ Result<ModelManifest> ReadHeaders(const Source& source,
         continue;
       }
       return InvalidArgumentError("the index " + source.DescribeFile(files.size()) +
-                                  " names the tensor " + Quoted(name) + ", which its shard " +
-                                  file + " does not hold");
+                                  " names the tensor " + Quoted(name, kShownNameBytes) +
+                                  ", which its shard " + file + " does not hold");
     }
   }
   return manifest;
@@ -137,7 +140,8 @@ Status HashTensors(const std::vector<format::FileSource>& files, ModelManifest& 
       ManifestTensor& tensor = manifest.tensors[order[i]];
       const Status status = HashTensor(files[tensor.file], tensor, buffer, stop, progress);
       if (status.code() == StatusCode::kOutOfRange) {
-        return DataLossError("tensor " + Quoted(tensor.name) + ": " + status.message());
+        return DataLossError("tensor " + Quoted(tensor.name, kShownNameBytes) + ": " +
+                             status.message());
       }
       RETURN_IF_ERROR(status);
     }

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/round.h"
 #include "trims/v1/index_generated.h"
 #include "trims/v1/sidecar_generated.h"
 
@@ -24,8 +25,6 @@ constexpr std::string_view kFrameMagic = "TRIMSMF1";
 constexpr size_t kFrameBytes = 32;
 constexpr uint64_t kMaxWeightBytes = uint64_t{1} << 60;  // Sums with padding stay far from 2^64.
 static_assert(kFrameBytes % 16 == 0, "the FlatBuffer behind the frame must stay aligned");
-
-uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 uint64_t ChunkCount(uint64_t bytes) {
   return bytes / kChunkBytes + (bytes % kChunkBytes != 0 ? 1 : 0);

@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "base/limits.h"
+#include "base/round.h"
 
 namespace trims {
 namespace {
@@ -37,8 +38,7 @@ void PinnedBuffers::Abandon() {
 
 PinnedPool::PinnedPool(std::shared_ptr<const cuda::Context> context, uint64_t bytes)
     : context_(std::move(context)) {
-  const uint64_t rounded =
-      (bytes + kPinnedBufferBytes - 1) / kPinnedBufferBytes * kPinnedBufferBytes;
+  const uint64_t rounded = RoundUp(bytes, kPinnedBufferBytes);
   if (rounded == 0) {
     is_prepared_ = true;
     return;

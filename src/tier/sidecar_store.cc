@@ -15,6 +15,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/files.h"
 #include "base/hash.h"
 #include "base/limits.h"
 #include "tier/ingest.h"
@@ -42,19 +43,6 @@ std::string EntryName(const std::vector<FileIdentity>& identities) {
 
 bool IsEntryName(std::string_view name) {
   return name.size() == 64 + kEntrySuffix.size() && name.ends_with(kEntrySuffix);
-}
-
-Status WriteAll(int fd, std::string_view bytes, const std::string& description) {
-  while (!bytes.empty()) {
-    const ssize_t done = ::write(fd, bytes.data(), bytes.size());
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0) {
-      return ErrnoStatus(errno,
-                         "writing " + std::to_string(bytes.size()) + " bytes to " + description);
-    }
-    bytes.remove_prefix(static_cast<size_t>(done));
-  }
-  return OkStatus();
 }
 
 struct Entry {
@@ -131,28 +119,12 @@ Status SidecarStore::Put(const ModelManifest& manifest) {
     // Written so recently that one more write could leave the same time behind.
     if (identity.mtime_ns > now_ns - kQuietNanoseconds) return OkStatus();
   }
-  const std::string name = EntryName(manifest.file_identities);
   const std::string temporary =
       std::string(kTemporaryPrefix) + run_ + "-" + std::to_string(temporaries_.fetch_add(1));
-  const std::string description = directory_ + "/" + temporary;
-  const std::string bytes = SerializeManifest(manifest);
-  UniqueFd fd(::openat(fd_.get(), temporary.c_str(),
-                       O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoStatus(errno, "creating " + description);
-  Status status = WriteAll(fd.get(), bytes, description);
-  if (status.ok() && ::fsync(fd.get()) != 0) {
-    status = ErrnoStatus(errno, "flushing " + description);
-  }
-  fd.Reset();
-  if (status.ok() && ::renameat(fd_.get(), temporary.c_str(), fd_.get(), name.c_str()) != 0) {
-    status = ErrnoStatus(errno, "renaming " + description + " to " + name);
-  }
-  if (!status.ok()) {
-    ::unlinkat(fd_.get(), temporary.c_str(), 0);
-    return status;
-  }
-  if (::fsync(fd_.get()) != 0) return ErrnoStatus(errno, "flushing the directory " + directory_);
-  return OkStatus();
+  return ReplaceFileAt(
+      fd_.get(), directory_,
+      {.name = EntryName(manifest.file_identities), .temporary = temporary, .mode = 0600},
+      SerializeManifest(manifest));
 }
 
 Status SidecarStore::Collect(size_t entries_max) {

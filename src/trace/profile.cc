@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/files.h"
 #include "base/unique_fd.h"
 
 namespace trims {
@@ -58,16 +59,6 @@ double Microseconds(int64_t ns) { return static_cast<double>(ns) / 1000; }
 std::string Dump(const json& value) {
   // Names come from files and clients and need not be UTF-8.
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
-
-Status WriteAll(int fd, std::string_view text, const std::string& what) {
-  while (!text.empty()) {
-    const ssize_t n = ::write(fd, text.data(), text.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, what);
-    text.remove_prefix(static_cast<size_t>(n));
-  }
-  return OkStatus();
 }
 
 }  // namespace
