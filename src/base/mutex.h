@@ -35,10 +35,10 @@
 // Of functions: called with the mutex held, or without it.
 #define TRIMS_REQUIRES(...) TRIMS_THREAD_ANNOTATION_(requires_capability(__VA_ARGS__))
 #define TRIMS_EXCLUDES(...) TRIMS_THREAD_ANNOTATION_(locks_excluded(__VA_ARGS__))
-// Of functions: take the mutex, give it back, return a reference to it.
+// Of functions: take the mutex, give it back, know that it is held.
 #define TRIMS_ACQUIRE(...) TRIMS_THREAD_ANNOTATION_(acquire_capability(__VA_ARGS__))
 #define TRIMS_RELEASE(...) TRIMS_THREAD_ANNOTATION_(release_capability(__VA_ARGS__))
-#define TRIMS_RETURN_CAPABILITY(mutex) TRIMS_THREAD_ANNOTATION_(lock_returned(mutex))
+#define TRIMS_ASSERT_HELD(...) TRIMS_THREAD_ANNOTATION_(assert_capability(__VA_ARGS__))
 // Of types.
 #define TRIMS_CAPABILITY(name) TRIMS_THREAD_ANNOTATION_(capability(name))
 #define TRIMS_SCOPED_CAPABILITY TRIMS_THREAD_ANNOTATION_(scoped_lockable)
@@ -55,34 +55,37 @@ class TRIMS_CAPABILITY("mutex") Mutex final {
 
   void Lock() TRIMS_ACQUIRE() { mutex_.lock(); }
   void Unlock() TRIMS_RELEASE() { mutex_.unlock(); }
+  // For functions that are called through what carries no annotation, a hook or a
+  // std::function, by somebody who holds the mutex: tells clang so, and does nothing.
+  void AssertHeld() const TRIMS_ASSERT_HELD(this) {}
 
  private:
   friend class CondVar;
   std::mutex mutex_;
 };
 
-// Holds a mutex as long as it lives, but for the time between Unlock and Lock.
+// Holds a mutex as long as it lives.
 class TRIMS_SCOPED_CAPABILITY MutexLock final {
  public:
   explicit MutexLock(Mutex& mutex) TRIMS_ACQUIRE(mutex) : mutex_(mutex) { mutex_.Lock(); }
-  ~MutexLock() TRIMS_RELEASE() {
-    if (is_held_) mutex_.Unlock();
-  }
+  ~MutexLock() TRIMS_RELEASE() { mutex_.Unlock(); }
   MutexLock(const MutexLock&) = delete;
   MutexLock& operator=(const MutexLock&) = delete;
 
-  void Unlock() TRIMS_RELEASE() {
-    mutex_.Unlock();
-    is_held_ = false;
-  }
-  void Lock() TRIMS_ACQUIRE() {
-    mutex_.Lock();
-    is_held_ = true;
-  }
+ private:
+  Mutex& mutex_;
+};
+
+// Lets go, as long as it lives, of a mutex that the caller holds.
+class TRIMS_SCOPED_CAPABILITY MutexUnlock final {
+ public:
+  explicit MutexUnlock(Mutex& mutex) TRIMS_RELEASE(mutex) : mutex_(mutex) { mutex_.Unlock(); }
+  ~MutexUnlock() TRIMS_RELEASE() { mutex_.Lock(); }  // clang's way to say: undoes it.
+  MutexUnlock(const MutexUnlock&) = delete;
+  MutexUnlock& operator=(const MutexUnlock&) = delete;
 
  private:
   Mutex& mutex_;
-  bool is_held_ = true;
 };
 
 // Wakes threads that wait for what a mutex guards to change. A wait gives the

@@ -67,17 +67,24 @@ TEST(MutexTest, AWaitWithADeadlineEnds) {
   EXPECT_GE(std::chrono::steady_clock::now(), soon);
 }
 
-TEST(MutexTest, ALockCanBeGivenBackForAWhile) {
+TEST(MutexTest, WhatIsHeldCanBeLetGoOfForAWhile) {
   Counter counter;
-  MutexLock lock(counter.mutex);
-  lock.Unlock();
+  const MutexLock lock(counter.mutex);
   {
+    const MutexUnlock unlock(counter.mutex);
     const MutexLock again(counter.mutex);  // Would wait for ever if it were still held.
     counter.value = 1;
   }
-  lock.Lock();
-  EXPECT_EQ(counter.value, 1);
-  lock.Unlock();  // And the destructor gives nothing back twice.
+  std::thread other([&] {
+    const MutexLock lock_of_other(counter.mutex);
+    counter.value = 2;
+  });
+  EXPECT_EQ(counter.value, 1);  // The other one waits: it is held again.
+  {
+    const MutexUnlock unlock(counter.mutex);
+    other.join();
+  }
+  EXPECT_EQ(counter.value, 2);
 }
 
 }  // namespace

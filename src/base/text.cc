@@ -6,9 +6,6 @@
 namespace trims {
 namespace {
 
-// Messages show at most this much of what somebody wrote.
-constexpr size_t kFoundBytesMax = 80;
-
 // Longer texts are near nothing; the bound also keeps hostile files cheap.
 constexpr size_t kNearestBytesMax = 64;
 
@@ -115,7 +112,7 @@ std::string Quoted(std::string_view text, size_t bytes_max) {
 }
 
 std::string Found(std::string_view text, std::string_view expected) {
-  return "found " + Quoted(text, kFoundBytesMax) + ", expected " + std::string(expected);
+  return "found " + Quoted(text, kShownBytesMax) + ", expected " + std::string(expected);
 }
 
 std::string Nearest(std::string_view text, const std::vector<std::string>& candidates,

@@ -20,6 +20,8 @@ std::string Join(const std::vector<std::string>& parts, std::string_view separat
 // and harmless in a terminal, whatever it holds. Where it is longer than
 // `bytes_max` it is cut, between characters, and ends in "…".
 std::string Quoted(std::string_view text, size_t bytes_max = std::string_view::npos);
+// Messages show at most this much of what somebody wrote.
+inline constexpr size_t kShownBytesMax = 80;
 // "found "x", expected y": what messages about settings say of a value.
 std::string Found(std::string_view text, std::string_view expected);
 

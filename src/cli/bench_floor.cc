@@ -13,12 +13,12 @@
 #include <cstring>
 #include <functional>
 #include <latch>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "ipc/region.h"
 
 namespace trims::cli {
@@ -132,8 +132,8 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
   if (::fstat(readers[0].fd.get(), &found) != 0) return ErrnoStatus(errno, "stat of " + path);
   const auto bytes = static_cast<uint64_t>(found.st_size);
   std::atomic<uint64_t> next{0};
-  std::mutex mu;
-  Status status;
+  Mutex mu;
+  Status status;  // Its own threads take turns with `mu`; read when they are gone.
   const double seconds = InParallel(threads, [&](unsigned i) {
     while (true) {
       const uint64_t at = next.fetch_add(kBlockBytes);
@@ -153,7 +153,7 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
         }
       }
       if (failed.ok()) continue;
-      const std::lock_guard lock(mu);
+      const MutexLock lock(mu);
       status = failed;
       next = bytes;
     }

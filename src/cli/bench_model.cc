@@ -10,16 +10,15 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <condition_variable>
 #include <cstring>
 #include <filesystem>
-#include <mutex>
 #include <random>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "daemon/config.h"
 
@@ -101,21 +100,26 @@ class NoiseWriter final {
 
   Status Run(const Interrupts& interrupts, const BenchModelFile::OnProgress& on_progress) {
     const unsigned count = std::clamp(std::thread::hardware_concurrency(), 1U, kWritersMax);
-    running_ = count;
+    {
+      const MutexLock lock(mu_);
+      running_ = count;
+    }
     std::vector<std::thread> writers;
     for (unsigned i = 0; i < count; ++i) {
       writers.emplace_back([this] { WriteBlocks(); });
     }
     while (true) {
       on_progress(std::min(bytes_, next_.load()));
-      std::unique_lock lock(mu_);
-      if (ended_.wait_for(lock, std::chrono::milliseconds(100), [this] { return running_ == 0; })) {
-        break;
+      const MutexLock lock(mu_);
+      const Time again_at = Now() + std::chrono::milliseconds(100);
+      while (running_ > 0 && ended_.WaitUntil(mu_, again_at)) {
       }
+      if (running_ == 0) break;
       if (status_.ok()) status_ = interrupts.Check();
       if (!status_.ok()) next_ = bytes_;  // Nothing is left to write.
     }
     for (std::thread& writer : writers) writer.join();
+    const MutexLock lock(mu_);
     return status_;
   }
 
@@ -130,10 +134,10 @@ class NoiseWriter final {
       status =
           WriteAt(fd_, words.data(), std::min(kBlockBytes, bytes_ - at), data_offset_ + at, path_);
     }
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     if (status_.ok()) status_ = status;
     --running_;
-    ended_.notify_all();
+    ended_.NotifyAll();
   }
 
   const int fd_;
@@ -142,10 +146,10 @@ class NoiseWriter final {
   const uint64_t seed_;
   const std::string path_;
   std::atomic<uint64_t> next_{0};
-  std::mutex mu_;
-  std::condition_variable ended_;
-  unsigned running_ = 0;
-  Status status_;
+  Mutex mu_;
+  CondVar ended_;
+  unsigned running_ TRIMS_GUARDED_BY(mu_) = 0;
+  Status status_ TRIMS_GUARDED_BY(mu_);
 };
 
 Status CheckRoom(const BenchModelSpec& spec) {

@@ -122,6 +122,8 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
                             "; start one with `trims serve`, or name its socket in TRIMS_SOCKET");
   }
 
+  // Only the background thread, which waits for it, can know this mutex yet.
+  const MutexLock lock(client->mu_);
   client->Adopt(attempt->TakeSocket(), attempt->daemon_version(), attempt->daemon_instance());
   if (client->options_.background) {
     client->wake_fd_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -150,17 +152,9 @@ Result<std::shared_ptr<Client>> Client::Connect(ClientOptions options) {
 }
 
 void Client::Disconnect() {
-  if (InChild()) {
-    // The lock may have been held by a thread that does not exist here, and so may
-    // be anything it guards but the numbers of the descriptors.
-    socket_.Reset();
-    poll_fd_.Reset();
-    broken_event_.Reset();
-    wake_fd_.Reset();
-    return;
-  }
+  if (InChild()) return CloseInChild();
   {
-    const Lock lock(mu_);
+    const MutexLock lock(mu_);
     if (state_ == State::kEnded) return;
     stopping_ = true;
   }
@@ -170,7 +164,7 @@ void Client::Disconnect() {
     has_background_ = false;
   }
   indexes_.Clear();
-  Lock lock(mu_);
+  const MutexLock lock(mu_);
   state_ = State::kEnded;
   socket_.Reset();
   poll_fd_.Reset();
@@ -178,6 +172,15 @@ void Client::Disconnect() {
   for (const std::shared_ptr<Holding>& holding : holdings_) holding->attached = false;
   holdings_.clear();
   FailAll(FailedPreconditionError("the client was disconnected"));
+}
+
+// The mutex may have been held by a thread that does not exist here, and so may be
+// anything it guards but the numbers of the descriptors.
+void Client::CloseInChild() {
+  socket_.Reset();
+  poll_fd_.Reset();
+  broken_event_.Reset();
+  wake_fd_.Reset();
 }
 
 Status Client::Usable() const {
@@ -189,7 +192,7 @@ Status Client::Usable() const {
 
 Failure Client::Open(const OpenRequest& what, Granted* granted) {
   if (InChild()) return Fail(FailedPreconditionError(std::string(kForked)));
-  Lock lock(mu_);
+  const MutexLock lock(mu_);
   if (Status status = Usable(); !status.ok()) return Fail(std::move(status));
   Pending pending;
   pending.open = &what;
@@ -197,8 +200,8 @@ Failure Client::Open(const OpenRequest& what, Granted* granted) {
   pending.next_call = pending.started + kProgressInterval;
   if (what.deadline) pending.deadline = pending.started + *what.deadline;
   const uint64_t id = Register(pending, Entry::Kind::kOpen);
-  SendUnsent(lock);
-  Wait(lock, id, pending);
+  SendUnsent();
+  Wait(id, pending);
   if (pending.failure.status.ok()) {
     granted->holding = std::move(pending.holding);
     granted->fds = std::move(pending.fds);
@@ -208,47 +211,47 @@ Failure Client::Open(const OpenRequest& what, Granted* granted) {
 
 Status Client::Ping() {
   if (InChild()) return FailedPreconditionError(std::string(kForked));
-  Lock lock(mu_);
+  const MutexLock lock(mu_);
   RETURN_IF_ERROR(Usable());
   Pending pending;
   pending.started = Now();
   pending.give_up_at = pending.started + options_.connect_timeout;
   const uint64_t id = Register(pending, Entry::Kind::kPing);
-  SendUnsent(lock);
-  Wait(lock, id, pending);
+  SendUnsent();
+  Wait(id, pending);
   return pending.failure.status;
 }
 
 void Client::Close(const std::shared_ptr<Holding>& holding, uint64_t peak_internal_bytes) {
   if (InChild()) return;
-  Lock lock(mu_);
+  const MutexLock lock(mu_);
   holdings_.erase(holding);
   // When the connection is broken there is nothing to end: the daemon ended the
   // lease with it, and who connects again no longer finds it in holdings_.
   if (!holding->attached.exchange(false) || state_ != State::kConnected) return;
-  SendClose(lock, holding->lease_id, peak_internal_bytes);
+  SendClose(holding->lease_id, peak_internal_bytes);
 
   if (leading_ || closes_in_flight_ < kClosesInFlightMax / 2) return;
-  while (state_ == State::kConnected && TakeOne(lock)) {
+  while (state_ == State::kConnected && TakeOne()) {
   }
   const Time give_up_at = Now() + kCloseWaitMax;
   while (state_ == State::kConnected && !leading_ && closes_in_flight_ >= kClosesInFlightMax &&
          Now() < give_up_at) {
-    Lead(lock, give_up_at);
+    Lead(give_up_at);
   }
   PromoteOne();
 }
 
 Status Client::Service() {
   if (InChild()) return FailedPreconditionError(std::string(kForked));
-  Lock lock(mu_);
+  const MutexLock lock(mu_);
   RETURN_IF_ERROR(Usable());
   if (leading_) return OkStatus();  // Who leads does it.
-  while (state_ == State::kConnected && TakeOne(lock)) {
+  while (state_ == State::kConnected && TakeOne()) {
   }
   const Time give_up_at = Now() + options_.connect_timeout;
   while (state_ == State::kBroken && !leading_ && Now() < give_up_at) {
-    Lead(lock, give_up_at);
+    Lead(give_up_at);
     if (state_ == State::kBroken && !last_failure_.ok() && !IsPassing(last_failure_.code())) break;
   }
   PromoteOne();
@@ -258,7 +261,7 @@ Status Client::Service() {
 
 int Client::PollFd() {
   if (InChild()) return -1;
-  const Lock lock(mu_);
+  const MutexLock lock(mu_);
   if (state_ == State::kEnded) return -1;
   if (poll_fd_.valid()) return poll_fd_.get();
   UniqueFd poll_fd(epoll_create1(EPOLL_CLOEXEC));
@@ -312,7 +315,7 @@ void Client::Finish(Entries::iterator entry, Failure failure) {
   if (pending == nullptr) return;
   pending->failure = std::move(failure);
   pending->done = true;
-  pending->changed.notify_one();
+  pending->changed.NotifyOne();
 }
 
 void Client::FailAll(const Status& status) {
@@ -336,47 +339,47 @@ Time Client::AttentionAt(const Pending& pending) const {
   return at;
 }
 
-void Client::Wait(Lock& lock, uint64_t id, Pending& pending) {
+void Client::Wait(uint64_t id, Pending& pending) {
   while (!pending.done) {
     const Time now = Now();
     if (pending.open != nullptr && pending.open->progress != nullptr && !pending.cancelled &&
         (pending.has_progress || now >= pending.next_call)) {
-      CallProgress(lock, id, pending);
+      CallProgress(id, pending);
       continue;
     }
     const Time attention_at = AttentionAt(pending);
     if (now >= attention_at) {
       if (pending.cancelled) {
-        GiveUp(lock, id, pending, CancelledError("cancelled by the caller"));
+        GiveUp(id, pending, CancelledError("cancelled by the caller"));
       } else if (pending.deadline && now >= *pending.deadline) {
-        GiveUp(lock, id, pending,
+        GiveUp(id, pending,
                DeadlineExceededError("\"" + pending.open->name + "\" was not ready in " +
                                      DescribeDuration(*pending.open->deadline)));
       } else if (state_ == State::kBroken) {
-        GiveUp(lock, id, pending,
+        GiveUp(id, pending,
                UnavailableError("the connection to the daemon at " + socket_path_ +
                                 " was lost and could not be made again in " +
                                 DescribeDuration(options_.connect_timeout) + ": " +
                                 last_failure_.message()));
       } else {
-        GiveUp(lock, id, pending,
+        GiveUp(id, pending,
                UnavailableError("the daemon at " + socket_path_ + " did not answer in " +
                                 DescribeDuration(now - pending.started)));
       }
       continue;
     }
     if (!leading_) {
-      Lead(lock, attention_at);
+      Lead(attention_at);
     } else if (attention_at == Time::max()) {
-      pending.changed.wait(lock);
+      pending.changed.Wait(mu_);
     } else {
-      pending.changed.wait_until(lock, attention_at);
+      pending.changed.WaitUntil(mu_, attention_at);
     }
   }
   PromoteOne();
 }
 
-void Client::CallProgress(Lock& lock, uint64_t id, Pending& pending) {
+void Client::CallProgress(uint64_t id, Pending& pending) {
   // The others need not wait for a caller's function.
   PromoteOne();
   pending.has_progress = false;
@@ -384,23 +387,24 @@ void Client::CallProgress(Lock& lock, uint64_t id, Pending& pending) {
   const trims_phase phase = pending.phase;
   const uint64_t done_bytes = pending.done_bytes;
   const uint64_t total_bytes = pending.total_bytes;
-  lock.unlock();
-  const int answer =
-      pending.open->progress(pending.open->progress_user, phase, done_bytes, total_bytes);
-  lock.lock();
+  int answer = 0;
+  {
+    const MutexUnlock unlock(mu_);
+    answer = pending.open->progress(pending.open->progress_user, phase, done_bytes, total_bytes);
+  }
   if (answer == 0 || pending.done) return;
   pending.cancelled = true;
   if (!pending.sent) {
-    GiveUp(lock, id, pending, CancelledError("cancelled by the caller"));
+    GiveUp(id, pending, CancelledError("cancelled by the caller"));
     return;
   }
   pending.give_up_at = Now() + options_.connect_timeout;
-  SendCancel(lock, id);
+  SendCancel(id);
 }
 
 // Ends a request without an answer. One that the daemon has is left as abandoned,
 // so that a lease which comes after all is closed.
-void Client::GiveUp(Lock& lock, uint64_t id, Pending& pending, Status status) {
+void Client::GiveUp(uint64_t id, Pending& pending, Status status) {
   const auto entry = entries_.find(id);
   if (entry != entries_.end()) {
     if (entry->second.kind == Entry::Kind::kOpen && pending.sent) {
@@ -415,17 +419,17 @@ void Client::GiveUp(Lock& lock, uint64_t id, Pending& pending, Status status) {
   pending.fds.clear();
   pending.failure = Fail(std::move(status));
   pending.done = true;
-  if (tell) SendCancel(lock, id);
+  if (tell) SendCancel(id);
 }
 
 // --- The lead ----------------------------------------------------------------
 
-void Client::Lead(Lock& lock, Time until) {
+void Client::Lead(Time until) {
   leading_ = true;
   if (state_ == State::kConnected) {
-    ReceiveOne(lock, until);
+    ReceiveOne(until);
   } else if (state_ == State::kBroken) {
-    Reconnect(lock, until);
+    Reconnect(until);
   }
   retired_.clear();
   leading_ = false;
@@ -437,7 +441,7 @@ void Client::PromoteOne() {
   if (leading_) return;
   for (auto& [id, entry] : entries_) {
     if (entry.pending != nullptr && !entry.pending->done) {
-      entry.pending->changed.notify_one();
+      entry.pending->changed.NotifyOne();
       return;
     }
   }
@@ -447,15 +451,17 @@ void Client::PromoteOne() {
   attempt_holdings_.clear();
 }
 
-void Client::ReceiveOne(Lock& lock, Time until) {
+void Client::ReceiveOne(Time until) {
   const int fd = socket_.get();
-  lock.unlock();
-  const bool ready = WaitFor(fd, POLLIN, wake_fd_.get(), until);
-  lock.lock();
-  if (ready && state_ == State::kConnected) TakeOne(lock);
+  bool ready = false;
+  {
+    const MutexUnlock unlock(mu_);
+    ready = WaitFor(fd, POLLIN, wake_fd_.get(), until);
+  }
+  if (ready && state_ == State::kConnected) TakeOne();
 }
 
-bool Client::TakeOne(Lock& lock) {
+bool Client::TakeOne() {
   // Descriptors come with answers to opens only.
   Result<ReceivedPacket> packet =
       ReceivePacket(socket_.get(), buffer_, opens_in_flight_ > 0 ? kMaxFdsPerPacket : 0);
@@ -473,7 +479,7 @@ bool Client::TakeOne(Lock& lock) {
     BreakProtocol(frame.status());
     return true;
   }
-  Dispatch(lock, *frame, std::move(packet->fds));
+  Dispatch(*frame, std::move(packet->fds));
   return true;
 }
 
@@ -510,7 +516,7 @@ void Client::Break(const std::string& why) {
       pending->sent = false;
       pending->holding.reset();
       pending->fds.clear();
-      pending->changed.notify_one();  // Its times have changed.
+      pending->changed.NotifyOne();  // Its times have changed.
     }
   }
 }
@@ -525,8 +531,8 @@ void Client::BreakProtocol(const Status& status) {
   Break(status.message());
 }
 
-void Client::Reconnect(Lock& lock, Time until) {
-  const auto failed = [&](Status status, bool is_final) {
+void Client::Reconnect(Time until) {
+  const auto failed = [&](Status status, bool is_final) TRIMS_REQUIRES(mu_) {
     attempt_.reset();
     attempt_holdings_.clear();
     last_failure_ = std::move(status);
@@ -534,9 +540,8 @@ void Client::Reconnect(Lock& lock, Time until) {
     back_off_ = std::clamp(2 * back_off_, kBackOffMin, kBackOffMax);
     const bool is_idle = options_.background && entries_.empty();
     const Time again_at = Now() + (is_idle ? kIdleBackOff : back_off_);
-    lock.unlock();
+    const MutexUnlock unlock(mu_);
     WaitFor(-1, 0, wake_fd_.get(), std::min(again_at, until));
-    lock.lock();
   };
 
   if (attempt_ == nullptr) {
@@ -546,10 +551,11 @@ void Client::Reconnect(Lock& lock, Time until) {
     for (const std::shared_ptr<Holding>& holding : attempt_holdings_) {
       leases.push_back({holding->facts});
     }
-    lock.unlock();
-    Result<std::unique_ptr<Attempt>> started =
-        Attempt::Start(socket_path_, options_.daemon_uid, std::move(leases));
-    lock.lock();
+    Result<std::unique_ptr<Attempt>> started = UnavailableError("");
+    {
+      const MutexUnlock unlock(mu_);
+      started = Attempt::Start(socket_path_, options_.daemon_uid, std::move(leases));
+    }
     if (!started.ok()) {
       const bool is_final = !IsPassing(started.status().code());
       failed(started.status(), is_final);
@@ -557,9 +563,11 @@ void Client::Reconnect(Lock& lock, Time until) {
     }
     attempt_ = std::move(*started);
   }
-  lock.unlock();
-  const Attempt::Progress progress = attempt_->Run(until, wake_fd_.get(), buffer_);
-  lock.lock();
+  Attempt::Progress progress{};
+  {
+    const MutexUnlock unlock(mu_);
+    progress = attempt_->Run(until, wake_fd_.get(), buffer_);
+  }
   switch (progress) {
     case Attempt::Progress::kPending:
       last_failure_ = UnavailableError("the daemon does not answer");
@@ -569,13 +577,13 @@ void Client::Reconnect(Lock& lock, Time until) {
       return;
     case Attempt::Progress::kDone: {
       const std::unique_ptr<Attempt> attempt = std::move(attempt_);
-      Publish(lock, *attempt, std::exchange(attempt_holdings_, {}));
+      Publish(*attempt, std::exchange(attempt_holdings_, {}));
       return;
     }
   }
 }
 
-void Client::Publish(Lock& lock, Attempt& attempt, std::vector<std::shared_ptr<Holding>> holdings) {
+void Client::Publish(Attempt& attempt, std::vector<std::shared_ptr<Holding>> holdings) {
   Adopt(attempt.TakeSocket(), attempt.daemon_version(), attempt.daemon_instance());
   std::vector<uint64_t> closed_meanwhile;
   for (size_t i = 0; i < holdings.size(); ++i) {
@@ -590,8 +598,8 @@ void Client::Publish(Lock& lock, Attempt& attempt, std::vector<std::shared_ptr<H
       closed_meanwhile.push_back(lease_id);
     }
   }
-  for (const uint64_t lease_id : closed_meanwhile) SendClose(lock, lease_id, 0);
-  SendUnsent(lock);
+  for (const uint64_t lease_id : closed_meanwhile) SendClose(lease_id, 0);
+  SendUnsent();
 }
 
 void Client::Adopt(UniqueFd socket, const std::string& version, uint64_t instance) {
@@ -612,7 +620,7 @@ void Client::Adopt(UniqueFd socket, const std::string& version, uint64_t instanc
 
 // --- Sending -----------------------------------------------------------------
 
-void Client::SendUnsent(Lock& lock) {
+void Client::SendUnsent() {
   for (bool again = true; again;) {
     again = false;
     if (state_ != State::kConnected) {
@@ -659,7 +667,7 @@ void Client::SendUnsent(Lock& lock) {
           builder.Finish(open);
         }
       }
-      const Status status = SendFrame(lock, type, id, MessageBytes(builder), fd);
+      const Status status = SendFrame(type, id, MessageBytes(builder), fd);
       if (!status.ok() && status.code() != StatusCode::kUnavailable) {
         // Not the connection's fault: this packet can not be sent at any time.
         if (const auto found = entries_.find(id); found != entries_.end()) {
@@ -675,8 +683,7 @@ void Client::SendUnsent(Lock& lock) {
 
 // Sends one packet, waiting for room. A connection that turns out to be broken is
 // marked so; what could not be sent is then sent again after reconnecting.
-Status Client::SendFrame(Lock& lock, FrameType type, uint64_t id,
-                         std::span<const std::byte> payload, int fd) {
+Status Client::SendFrame(FrameType type, uint64_t id, std::span<const std::byte> payload, int fd) {
   std::array<std::byte, kFrameHeaderBytes> header;
   EncodeFrameHeader({type, 0, id}, header);
   const std::span<const int> fds(&fd, fd >= 0 ? 1 : 0);
@@ -695,14 +702,15 @@ Status Client::SendFrame(Lock& lock, FrameType type, uint64_t id,
       return UnavailableError("the daemon reads nothing");
     }
     // It may be waiting for us to read.
-    if (!leading_ && TakeOne(lock)) {
+    if (!leading_ && TakeOne()) {
       if (state_ != State::kConnected) return last_failure_;
       continue;
     }
     const bool leads = !std::exchange(leading_, true);
-    lock.unlock();
-    WaitFor(socket, POLLOUT, -1, Now() + milliseconds(10));
-    lock.lock();
+    {
+      const MutexUnlock unlock(mu_);
+      WaitFor(socket, POLLOUT, -1, Now() + milliseconds(10));
+    }
     if (leads) leading_ = false;
     if (state_ != State::kConnected || socket_.get() != socket) {
       return UnavailableError("the connection broke");
@@ -710,26 +718,26 @@ Status Client::SendFrame(Lock& lock, FrameType type, uint64_t id,
   }
 }
 
-void Client::SendCancel(Lock& lock, uint64_t open_id) {
+void Client::SendCancel(uint64_t open_id) {
   if (state_ != State::kConnected) return;
   flatbuffers::FlatBufferBuilder builder(64);
   builder.Finish(v1::CreateCancel(builder, open_id));
-  (void)SendFrame(lock, FrameType::kCancel, ++last_id_, MessageBytes(builder));
+  (void)SendFrame(FrameType::kCancel, ++last_id_, MessageBytes(builder));
 }
 
-void Client::SendClose(Lock& lock, uint64_t lease_id, uint64_t peak_internal_bytes) {
+void Client::SendClose(uint64_t lease_id, uint64_t peak_internal_bytes) {
   if (state_ != State::kConnected) return;
   flatbuffers::FlatBufferBuilder builder(64);
   builder.Finish(v1::CreateClose(builder, lease_id, peak_internal_bytes));
   const uint64_t id = ++last_id_;
   entries_.emplace(id, Entry{Entry::Kind::kClose, nullptr, 0});
   ++closes_in_flight_;
-  (void)SendFrame(lock, FrameType::kClose, id, MessageBytes(builder));
+  (void)SendFrame(FrameType::kClose, id, MessageBytes(builder));
 }
 
 // --- Receiving ---------------------------------------------------------------
 
-void Client::Dispatch(Lock& lock, const Frame& frame, std::vector<UniqueFd> fds) {
+void Client::Dispatch(const Frame& frame, std::vector<UniqueFd> fds) {
   const auto entry = entries_.find(frame.header.request_id);
   // An answer to what was never asked, or to a Cancel. Descriptors close themselves.
   if (entry == entries_.end()) return;
@@ -738,11 +746,11 @@ void Client::Dispatch(Lock& lock, const Frame& frame, std::vector<UniqueFd> fds)
   Status status;
   switch (frame.header.type) {
     case FrameType::kOpened:
-      status = is_open ? TakeOpened(lock, entry, frame, std::move(fds))
+      status = is_open ? TakeOpened(entry, frame, std::move(fds))
                        : InvalidArgumentError("Opened answers a request that is no open");
       break;
     case FrameType::kOpenedMore:
-      status = is_open ? TakeOpenedMore(lock, entry, frame, std::move(fds))
+      status = is_open ? TakeOpenedMore(entry, frame, std::move(fds))
                        : InvalidArgumentError("OpenedMore answers a request that is no open");
       break;
     case FrameType::kProgress: {
@@ -755,7 +763,7 @@ void Client::Dispatch(Lock& lock, const Frame& frame, std::vector<UniqueFd> fds)
         pending.done_bytes = progress->done_bytes();
         pending.total_bytes = progress->total_bytes();
         pending.has_progress = true;
-        pending.changed.notify_one();
+        pending.changed.NotifyOne();
       }
       break;
     }
@@ -797,11 +805,10 @@ void Client::Dispatch(Lock& lock, const Frame& frame, std::vector<UniqueFd> fds)
     BreakProtocol(status);
     return;
   }
-  if (is_open && state_ == State::kConnected) SendUnsent(lock);  // There may be room for another.
+  if (is_open && state_ == State::kConnected) SendUnsent();  // There may be room for another.
 }
 
-Status Client::TakeOpened(Lock& lock, Entries::iterator entry, const Frame& frame,
-                          std::vector<UniqueFd> fds) {
+Status Client::TakeOpened(Entries::iterator entry, const Frame& frame, std::vector<UniqueFd> fds) {
   const auto* opened = ReadMessage<v1::Opened>(frame.payload);
   if (opened == nullptr) return InvalidArgumentError("a malformed Opened");
   const bool more = (frame.header.flags & kFrameFlagMore) != 0;
@@ -809,7 +816,7 @@ Status Client::TakeOpened(Lock& lock, Entries::iterator entry, const Frame& fram
     entry->second.lease_id = opened->lease_id();
     if (!more) {
       Forget(entry->first);
-      SendClose(lock, opened->lease_id(), 0);
+      SendClose(opened->lease_id(), 0);
     }
     return OkStatus();
   }
@@ -846,11 +853,11 @@ Status Client::TakeOpened(Lock& lock, Entries::iterator entry, const Frame& fram
   pending.holding->facts = std::move(facts);
   pending.holding->lease_id = opened->lease_id();
   pending.fds = std::move(fds);
-  if (!more) CompleteOpen(lock, entry);
+  if (!more) CompleteOpen(entry);
   return OkStatus();
 }
 
-Status Client::TakeOpenedMore(Lock& lock, Entries::iterator entry, const Frame& frame,
+Status Client::TakeOpenedMore(Entries::iterator entry, const Frame& frame,
                               std::vector<UniqueFd> fds) {
   const auto* opened_more = ReadMessage<v1::OpenedMore>(frame.payload);
   if (opened_more == nullptr) return InvalidArgumentError("a malformed OpenedMore");
@@ -859,7 +866,7 @@ Status Client::TakeOpenedMore(Lock& lock, Entries::iterator entry, const Frame& 
     if (!more) {
       const uint64_t lease_id = entry->second.lease_id;
       Forget(entry->first);
-      SendClose(lock, lease_id, 0);
+      SendClose(lease_id, 0);
     }
     return OkStatus();
   }
@@ -876,20 +883,20 @@ Status Client::TakeOpenedMore(Lock& lock, Entries::iterator entry, const Frame& 
   }
   pending.fds.insert(pending.fds.end(), std::make_move_iterator(fds.begin()),
                      std::make_move_iterator(fds.end()));
-  if (!more) CompleteOpen(lock, entry);
+  if (!more) CompleteOpen(entry);
   return OkStatus();
 }
 
 // The lease is in the daemon's books from here on, so it is in ours before anybody
 // can see it.
-void Client::CompleteOpen(Lock& lock, Entries::iterator entry) {
+void Client::CompleteOpen(Entries::iterator entry) {
   Pending& pending = *entry->second.pending;
   if (pending.cancelled) {
     // The answer crossed the cancel.
     const uint64_t lease_id = pending.holding->lease_id;
     pending.fds.clear();
     Finish(entry, Fail(CancelledError("cancelled by the caller")));
-    SendClose(lock, lease_id, 0);
+    SendClose(lease_id, 0);
     return;
   }
   pending.holding->attached = true;
@@ -900,15 +907,15 @@ void Client::CompleteOpen(Lock& lock, Entries::iterator entry) {
 // --- The background thread ---------------------------------------------------
 
 void Client::RunBackground() {
-  Lock lock(mu_);
+  const MutexLock lock(mu_);
   while (!stopping_) {
     uint64_t count;
     while (read(wake_fd_.get(), &count, sizeof count) > 0) {
     }
     if (state_ == State::kConnected) {
-      ReceiveOne(lock, Time::max());
+      ReceiveOne(Time::max());
     } else if (state_ == State::kBroken) {
-      Reconnect(lock, Time::max());
+      Reconnect(Time::max());
     }
     retired_.clear();
   }

@@ -17,11 +17,9 @@
 
 #include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_set>
@@ -29,6 +27,7 @@
 
 #include "base/clock.h"
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "client/attempt.h"
@@ -101,10 +100,10 @@ class Client final {
   uint64_t server_instance() const { return server_instance_.load(); }
 
  private:
-  using Lock = std::unique_lock<std::mutex>;
   enum class State : uint8_t { kConnected, kBroken, kEnded };
 
-  // A request whose caller waits; on the caller's stack. Guarded by mu_.
+  // A request whose caller waits; on the caller's stack. Read and written with its
+  // client's mu_ held, which is no mutex that an annotation here can name.
   struct Pending {
     const OpenRequest* open = nullptr;  // Null: a ping.
     Time started{};
@@ -122,7 +121,7 @@ class Client final {
     Failure failure;
     std::shared_ptr<Holding> holding;
     std::vector<UniqueFd> fds;
-    std::condition_variable changed;
+    CondVar changed;
   };
   // What is to be done with an answer.
   struct Entry {
@@ -135,40 +134,43 @@ class Client final {
   explicit Client(ClientOptions options);
 
   bool InChild() const { return getpid() != owner_pid_; }
-  Status Usable() const;  // Of this process and state.
+  void CloseInChild() TRIMS_NO_THREAD_SAFETY_ANALYSIS;
+  Status Usable() const TRIMS_REQUIRES(mu_);  // Of this process and state.
 
-  // --- All of these with mu_ held; those that take the lock may let go of it meanwhile.
-  uint64_t Register(Pending& pending, Entry::Kind kind);
-  void Forget(uint64_t id);
-  void Finish(Entries::iterator entry, Failure failure);
-  void FailAll(const Status& status);
+  // --- All of these with mu_ held. Those that wait, send, or call what does let go of
+  // it meanwhile: what was found before need not be there behind them.
+  uint64_t Register(Pending& pending, Entry::Kind kind) TRIMS_REQUIRES(mu_);
+  void Forget(uint64_t id) TRIMS_REQUIRES(mu_);
+  void Finish(Entries::iterator entry, Failure failure) TRIMS_REQUIRES(mu_);
+  void FailAll(const Status& status) TRIMS_REQUIRES(mu_);
   // Waits until `pending` is done, and leads when nobody does.
-  void Wait(Lock& lock, uint64_t id, Pending& pending);
-  void CallProgress(Lock& lock, uint64_t id, Pending& pending);
-  void GiveUp(Lock& lock, uint64_t id, Pending& pending, Status status);
-  Time AttentionAt(const Pending& pending) const;
+  void Wait(uint64_t id, Pending& pending) TRIMS_REQUIRES(mu_);
+  void CallProgress(uint64_t id, Pending& pending) TRIMS_REQUIRES(mu_);
+  void GiveUp(uint64_t id, Pending& pending, Status status) TRIMS_REQUIRES(mu_);
+  Time AttentionAt(const Pending& pending) const TRIMS_REQUIRES(mu_);
   // One step as the leader, until `until` at the latest.
-  void Lead(Lock& lock, Time until);
-  void PromoteOne();
-  void ReceiveOne(Lock& lock, Time until);
+  void Lead(Time until) TRIMS_REQUIRES(mu_);
+  void PromoteOne() TRIMS_REQUIRES(mu_);
+  void ReceiveOne(Time until) TRIMS_REQUIRES(mu_);
   // Takes one packet if there is one. False when there was none.
-  bool TakeOne(Lock& lock);
-  void Reconnect(Lock& lock, Time until);
-  void Publish(Lock& lock, Attempt& attempt, std::vector<std::shared_ptr<Holding>> holdings);
-  void Adopt(UniqueFd socket, const std::string& version, uint64_t instance);
-  void Break(const std::string& why);
-  void BreakProtocol(const Status& status);
-  void SendUnsent(Lock& lock);
-  Status SendFrame(Lock& lock, FrameType type, uint64_t id, std::span<const std::byte> payload,
-                   int fd = -1);
-  void SendCancel(Lock& lock, uint64_t open_id);
-  void SendClose(Lock& lock, uint64_t lease_id, uint64_t peak_internal_bytes);
-  void Dispatch(Lock& lock, const Frame& frame, std::vector<UniqueFd> fds);
-  Status TakeOpened(Lock& lock, Entries::iterator entry, const Frame& frame,
-                    std::vector<UniqueFd> fds);
-  Status TakeOpenedMore(Lock& lock, Entries::iterator entry, const Frame& frame,
-                        std::vector<UniqueFd> fds);
-  void CompleteOpen(Lock& lock, Entries::iterator entry);
+  bool TakeOne() TRIMS_REQUIRES(mu_);
+  void Reconnect(Time until) TRIMS_REQUIRES(mu_);
+  void Publish(Attempt& attempt, std::vector<std::shared_ptr<Holding>> holdings)
+      TRIMS_REQUIRES(mu_);
+  void Adopt(UniqueFd socket, const std::string& version, uint64_t instance) TRIMS_REQUIRES(mu_);
+  void Break(const std::string& why) TRIMS_REQUIRES(mu_);
+  void BreakProtocol(const Status& status) TRIMS_REQUIRES(mu_);
+  void SendUnsent() TRIMS_REQUIRES(mu_);
+  Status SendFrame(FrameType type, uint64_t id, std::span<const std::byte> payload, int fd = -1)
+      TRIMS_REQUIRES(mu_);
+  void SendCancel(uint64_t open_id) TRIMS_REQUIRES(mu_);
+  void SendClose(uint64_t lease_id, uint64_t peak_internal_bytes) TRIMS_REQUIRES(mu_);
+  void Dispatch(const Frame& frame, std::vector<UniqueFd> fds) TRIMS_REQUIRES(mu_);
+  Status TakeOpened(Entries::iterator entry, const Frame& frame, std::vector<UniqueFd> fds)
+      TRIMS_REQUIRES(mu_);
+  Status TakeOpenedMore(Entries::iterator entry, const Frame& frame, std::vector<UniqueFd> fds)
+      TRIMS_REQUIRES(mu_);
+  void CompleteOpen(Entries::iterator entry) TRIMS_REQUIRES(mu_);
 
   void RunBackground();
   void WakeBackground();
@@ -191,24 +193,27 @@ class Client final {
   std::unique_ptr<Attempt> attempt_;
   std::vector<std::shared_ptr<Holding>> attempt_holdings_;
 
-  std::mutex mu_;
-  // Guarded by mu_ from here on.
-  State state_ = State::kBroken;
-  bool leading_ = false;
-  bool stopping_ = false;
-  UniqueFd socket_;
-  std::vector<UniqueFd> retired_;  // Sockets that a leader may still be polling.
-  UniqueFd poll_fd_;       // An epoll instance over socket_ and the next, made when asked for.
-  UniqueFd broken_event_;  // An eventfd that is readable while the connection is broken.
-  uint64_t last_id_ = 0;
-  Entries entries_;
-  size_t opens_in_flight_ = 0;
-  size_t closes_in_flight_ = 0;
-  std::unordered_set<std::shared_ptr<Holding>> holdings_;
-  std::unordered_set<std::string> server_versions_;  // Every one ever seen: pointers stay valid.
-  Time broken_since_{};
-  Duration back_off_{};
-  Status last_failure_;  // Of the last attempt to connect.
+  Mutex mu_;
+  State state_ TRIMS_GUARDED_BY(mu_) = State::kBroken;
+  bool leading_ TRIMS_GUARDED_BY(mu_) = false;
+  bool stopping_ TRIMS_GUARDED_BY(mu_) = false;
+  UniqueFd socket_ TRIMS_GUARDED_BY(mu_);
+  // Sockets that a leader may still be polling.
+  std::vector<UniqueFd> retired_ TRIMS_GUARDED_BY(mu_);
+  // An epoll instance over socket_ and the next, made when asked for.
+  UniqueFd poll_fd_ TRIMS_GUARDED_BY(mu_);
+  // An eventfd that is readable while the connection is broken.
+  UniqueFd broken_event_ TRIMS_GUARDED_BY(mu_);
+  uint64_t last_id_ TRIMS_GUARDED_BY(mu_) = 0;
+  Entries entries_ TRIMS_GUARDED_BY(mu_);
+  size_t opens_in_flight_ TRIMS_GUARDED_BY(mu_) = 0;
+  size_t closes_in_flight_ TRIMS_GUARDED_BY(mu_) = 0;
+  std::unordered_set<std::shared_ptr<Holding>> holdings_ TRIMS_GUARDED_BY(mu_);
+  // Every one ever seen: pointers stay valid.
+  std::unordered_set<std::string> server_versions_ TRIMS_GUARDED_BY(mu_);
+  Time broken_since_ TRIMS_GUARDED_BY(mu_){};
+  Duration back_off_ TRIMS_GUARDED_BY(mu_){};
+  Status last_failure_ TRIMS_GUARDED_BY(mu_);  // Of the last attempt to connect.
 };
 
 }  // namespace trims::client

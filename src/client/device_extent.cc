@@ -6,10 +6,10 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
 #include "cuda/memory.h"
@@ -26,9 +26,9 @@ namespace {
 Result<const std::vector<cuda::Device>*> VisibleDevices() {
   // Also says that a forked child can not use the driver of its parent.
   ASSIGN_OR_RETURN(const cuda::Driver* const driver, cuda::Driver::Load());
-  static std::mutex& mutex = *new std::mutex;
-  static const std::vector<cuda::Device>* devices = nullptr;
-  const std::lock_guard lock(mutex);
+  static Mutex& mutex = *new Mutex;
+  static const std::vector<cuda::Device>* devices TRIMS_GUARDED_BY(mutex) = nullptr;
+  const MutexLock lock(mutex);
   if (devices == nullptr) {
     ASSIGN_OR_RETURN(std::vector<cuda::Device> found, driver->Devices());
     devices = new std::vector<cuda::Device>(std::move(found));

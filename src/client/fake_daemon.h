@@ -14,14 +14,12 @@
 
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <list>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -30,6 +28,7 @@
 
 #include "base/digest.h"
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/round.h"
 #include "ipc/frame.h"
 #include "ipc/message.h"
@@ -166,7 +165,7 @@ class FakeDaemon final {
   }
   ~FakeDaemon() {
     {
-      const std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       stopping_ = true;
     }
     Wake();
@@ -179,18 +178,18 @@ class FakeDaemon final {
   std::string path() const { return directory_ + "/lease.sock"; }
 
   void AddModel(const std::string& name, FakeModel model) {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     models_[name] = std::move(model);
   }
   void SetHook(Hook hook) {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     hook_ = std::move(hook);
   }
   // As when the worker dies: every connection ends, the listening socket stays.
   // A new worker has another instance number, and unless `remembers` is false it has
   // the same models.
   void KillWorker(bool remembers = true) {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     connections_to_drop_ = true;
     remembers_ = remembers;
     ++instance_;
@@ -198,25 +197,25 @@ class FakeDaemon final {
   }
   // Leaves connections in the queue.
   void PauseAccepting(bool paused) {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     paused_ = paused;
     Wake();
   }
   // Runs `body` on the daemon's thread with every live connection.
   void OnEachConnection(const std::function<void(Connection&)>& body) {
-    std::unique_lock lock(mu_);
+    const MutexLock lock(mu_);
     task_ = body;
     Wake();
-    changed_.wait(lock, [this] { return task_ == nullptr; });
+    while (task_ != nullptr) changed_.Wait(mu_);
   }
   Log log() const {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     return log_;
   }
   // Waits until the log satisfies `condition`.
   void WaitFor(const std::function<bool(const Log&)>& condition) {
-    std::unique_lock lock(mu_);
-    changed_.wait(lock, [&] { return condition(log_); });
+    const MutexLock lock(mu_);
+    while (!condition(log_)) changed_.Wait(mu_);
   }
 
   // --- For hooks -------------------------------------------------------------
@@ -248,6 +247,7 @@ class FakeDaemon final {
   }
   // The whole answer, in as many packets as it takes.
   void SendOpened(Connection& connection, uint64_t id, const FakeModel& model) {
+    mu_.AssertHeld();
     flatbuffers::FlatBufferBuilder builder;
     const std::vector<uint8_t> digest(model.digest.bytes.begin(), model.digest.bytes.end());
     builder.Finish(v1::CreateOpenedDirect(
@@ -271,8 +271,14 @@ class FakeDaemon final {
       sent += count;
     }
   }
-  uint64_t last_lease_id() const { return last_lease_id_; }
-  const FakeModel& model(const std::string& name) { return models_[name]; }
+  uint64_t last_lease_id() const {
+    mu_.AssertHeld();
+    return last_lease_id_;
+  }
+  const FakeModel& model(const std::string& name) {
+    mu_.AssertHeld();
+    return models_[name];
+  }
 
  private:
   void Wake() {
@@ -282,7 +288,7 @@ class FakeDaemon final {
 
   void Run() {
     std::list<Connection> connections;
-    std::unique_lock lock(mu_);
+    const MutexLock lock(mu_);
     while (!stopping_) {
       if (std::exchange(connections_to_drop_, false)) connections.clear();
       if (task_ != nullptr) {
@@ -290,16 +296,17 @@ class FakeDaemon final {
         task_ = nullptr;
       }
       connections.remove_if([](const Connection& connection) { return connection.drop; });
-      changed_.notify_all();
+      changed_.NotifyAll();
 
       std::vector<pollfd> watched = {{wake_.get(), POLLIN, 0},
                                      {paused_ ? -1 : listener_.get(), POLLIN, 0}};
       for (const Connection& connection : connections) {
         watched.push_back({connection.socket.get(), POLLIN, 0});
       }
-      lock.unlock();
-      poll(watched.data(), watched.size(), -1);
-      lock.lock();
+      {
+        const MutexUnlock unlock(mu_);
+        poll(watched.data(), watched.size(), -1);
+      }
       if (watched[0].revents != 0) {
         uint64_t count;
         (void)!read(wake_.get(), &count, sizeof count);
@@ -319,7 +326,7 @@ class FakeDaemon final {
     }
   }
 
-  void Serve(Connection& connection) {
+  void Serve(Connection& connection) TRIMS_REQUIRES(mu_) {
     Result<ReceivedPacket> packet = ReceivePacket(connection.socket.get(), buffer_, 1);
     if (!packet.ok() || packet->closed) {
       connection.drop = true;
@@ -335,7 +342,7 @@ class FakeDaemon final {
     Answer(connection, *frame);
   }
 
-  void Record(const Frame& frame, const std::vector<UniqueFd>& fds) {
+  void Record(const Frame& frame, const std::vector<UniqueFd>& fds) TRIMS_REQUIRES(mu_) {
     const v1::Open* open = nullptr;
     switch (frame.header.type) {
       case FrameType::kOpen:
@@ -376,7 +383,7 @@ class FakeDaemon final {
     log_.last_device_uuid = open->device_uuid() == nullptr ? "" : open->device_uuid()->str();
   }
 
-  void Answer(Connection& connection, const Frame& frame) {
+  void Answer(Connection& connection, const Frame& frame) TRIMS_REQUIRES(mu_) {
     const uint64_t id = frame.header.request_id;
     flatbuffers::FlatBufferBuilder builder;
     switch (frame.header.type) {
@@ -430,19 +437,19 @@ class FakeDaemon final {
   std::thread thread_;
   alignas(16) std::array<std::byte, kMaxPacketBytes> buffer_;
 
-  mutable std::mutex mu_;
-  std::condition_variable changed_;
-  // Guarded by mu_, which hooks find held.
-  bool stopping_ = false;
-  bool paused_ = false;
-  bool connections_to_drop_ = false;
-  bool remembers_ = true;
-  uint64_t instance_ = 1;
-  uint64_t last_lease_id_ = 0;
-  std::map<std::string, FakeModel> models_;
-  Hook hook_;
-  std::function<void(Connection&)> task_;
-  Log log_;
+  mutable Mutex mu_;
+  CondVar changed_;
+  // Hooks and tasks find it held.
+  bool stopping_ TRIMS_GUARDED_BY(mu_) = false;
+  bool paused_ TRIMS_GUARDED_BY(mu_) = false;
+  bool connections_to_drop_ TRIMS_GUARDED_BY(mu_) = false;
+  bool remembers_ TRIMS_GUARDED_BY(mu_) = true;
+  uint64_t instance_ TRIMS_GUARDED_BY(mu_) = 1;
+  uint64_t last_lease_id_ TRIMS_GUARDED_BY(mu_) = 0;
+  std::map<std::string, FakeModel> models_ TRIMS_GUARDED_BY(mu_);
+  Hook hook_ TRIMS_GUARDED_BY(mu_);
+  std::function<void(Connection&)> task_ TRIMS_GUARDED_BY(mu_);
+  Log log_ TRIMS_GUARDED_BY(mu_);
 };
 
 }  // namespace trims::client

@@ -136,7 +136,7 @@ bool IndexCache::Entry::IsOf(const LeaseFacts& facts) const {
 }
 
 std::shared_ptr<const MappedIndex> IndexCache::Find(const LeaseFacts& facts) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   for (const Entry& entry : entries_) {
     if (entry.IsOf(facts)) return entry.index;
   }
@@ -144,14 +144,14 @@ std::shared_ptr<const MappedIndex> IndexCache::Find(const LeaseFacts& facts) con
 }
 
 void IndexCache::Keep(const LeaseFacts& facts, std::shared_ptr<const MappedIndex> index) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   entries_[next_] = {facts.digest,      facts.generation,   facts.index_bytes,
                      facts.granularity, facts.extent_bytes, std::move(index)};
   next_ = (next_ + 1) % entries_.size();
 }
 
 void IndexCache::Clear() {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   entries_ = {};
 }
 

@@ -11,7 +11,6 @@
 #include <array>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "client/device_extent.h"
@@ -115,10 +115,9 @@ class IndexCache final {
     bool IsOf(const LeaseFacts& facts) const;
   };
 
-  mutable std::mutex mutex_;
-  // Guarded by mutex_.
-  std::array<Entry, kEntries> entries_;
-  size_t next_ = 0;
+  mutable Mutex mutex_;
+  std::array<Entry, kEntries> entries_ TRIMS_GUARDED_BY(mutex_);
+  size_t next_ TRIMS_GUARDED_BY(mutex_) = 0;
 };
 
 class Weights final {

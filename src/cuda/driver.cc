@@ -7,11 +7,11 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "cuda/driver_table.h"
 #include "cuda/error.h"
 
@@ -24,11 +24,11 @@ constexpr const char* kLibraryVariable = "TRIMS_CUDA_LIBRARY";
 // What the process knows of its driver. Leaked, so that nothing of CUDA is called
 // or torn down at exit.
 struct Loaded {
-  std::mutex mutex;
-  const Driver* driver = nullptr;  // Guarded by mutex.
-  pid_t pid = 0;                   // Guarded by mutex: who ran cuInit.
+  Mutex mutex;
+  const Driver* driver TRIMS_GUARDED_BY(mutex) = nullptr;
+  pid_t pid TRIMS_GUARDED_BY(mutex) = 0;  // Who ran cuInit.
   // One by attempt, kept: CudaStatus may be reading an old one in another thread.
-  std::vector<std::unique_ptr<DriverTable>> tables;  // Guarded by mutex.
+  std::vector<std::unique_ptr<DriverTable>> tables TRIMS_GUARDED_BY(mutex);
   std::atomic<const DriverTable*> complete{nullptr};
   std::atomic<const DriverTable*> partial{nullptr};
 };
@@ -127,7 +127,7 @@ const DriverTable* PartialTable() { return TheLoaded().partial.load(std::memory_
 
 Result<const Driver*> Driver::Load() {
   Loaded& loaded = TheLoaded();
-  const std::lock_guard lock(loaded.mutex);
+  const MutexLock lock(loaded.mutex);
   if (loaded.driver != nullptr) {
     if (loaded.pid != ::getpid()) {
       return UnavailableError("the CUDA driver does not survive fork(): it was loaded in process " +

@@ -61,6 +61,7 @@ Result<std::unique_ptr<Catalogue>> Catalogue::Open(const std::string& state_dir,
       " is not a catalogue that trimsd wrote; move it away and register the models again";
   if (!json.is_object() || !json.contains("models") || !json["models"].is_object())
     return DataLossError(broken);
+  const MutexLock lock(catalogue->mu_);
   for (const auto& [name, path] : json["models"].items()) {
     const Result<ModelReference> reference = ParseModelReference(name);
     if (!path.is_string() || !reference.ok() || reference->digest) return DataLossError(broken);
@@ -71,7 +72,7 @@ Result<std::unique_ptr<Catalogue>> Catalogue::Open(const std::string& state_dir,
 
 Result<CatalogueEntry> Catalogue::Find(const std::string& name) const {
   {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     if (const auto it = registered_.find(name); it != registered_.end()) {
       return CatalogueEntry{name, it->second, true};
     }
@@ -87,7 +88,7 @@ Result<CatalogueEntry> Catalogue::Find(const std::string& name) const {
 Status Catalogue::Add(const std::string& name, const std::string& path, bool replace) {
   ASSIGN_OR_RETURN(const ModelReference reference, ParseModelReference(name));
   if (reference.digest) return InvalidArgumentError("a digest can not be registered as a name");
-  std::lock_guard lock(mu_);
+  const MutexLock lock(mu_);
   std::map<std::string, std::string> entries = registered_;
   const auto it = entries.find(name);
   if (it != entries.end() && it->second != path && !replace) {
@@ -102,7 +103,7 @@ Status Catalogue::Add(const std::string& name, const std::string& path, bool rep
 }
 
 Status Catalogue::Remove(const std::string& name) {
-  std::lock_guard lock(mu_);
+  const MutexLock lock(mu_);
   std::map<std::string, std::string> entries = registered_;
   if (entries.erase(name) == 0) {
     if (format::FindModelDirectory(base_dir_, name).ok()) {
@@ -128,7 +129,7 @@ std::vector<CatalogueEntry> Catalogue::List() const {
       entries[name] = CatalogueEntry{name, it->path().string(), false};
     }
   }
-  std::lock_guard lock(mu_);
+  const MutexLock lock(mu_);
   for (const auto& [name, path] : registered_) entries[name] = CatalogueEntry{name, path, true};
   std::vector<CatalogueEntry> list;
   list.reserve(entries.size());

@@ -9,10 +9,10 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/status.h"
 #include "format/model_name.h"
 
@@ -56,8 +56,8 @@ class Catalogue final {
   const std::string file_;
   const std::string base_dir_;
   std::atomic<uint64_t> version_{1};
-  mutable std::mutex mu_;
-  std::map<std::string, std::string> registered_;  // Guarded by mu_.
+  mutable Mutex mu_;
+  std::map<std::string, std::string> registered_ TRIMS_GUARDED_BY(mu_);
 };
 
 }  // namespace trims

@@ -1,7 +1,5 @@
 #include "daemon/config_layers.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <iterator>

@@ -14,11 +14,11 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/text.h"
 #include "daemon/control_status.h"
 #include "trims/v1/control.grpc.pb.h"
@@ -189,11 +189,11 @@ struct ControlServer::State {
     int fd;
     ino_t inode;
   };
-  std::mutex mu;
-  std::vector<Connection> connections;  // Guarded by mu.
-  bool stopping = false;                // Guarded by mu.
+  Mutex mu;
+  std::vector<Connection> connections TRIMS_GUARDED_BY(mu);
+  bool stopping TRIMS_GUARDED_BY(mu) = false;
 
-  void ForgetClosedLocked() {
+  void ForgetClosedLocked() TRIMS_REQUIRES(mu) {
     std::erase_if(connections, [](const Connection& connection) {
       struct stat now {};
       return ::fstat(connection.fd, &now) != 0 || now.st_ino != connection.inode;
@@ -255,7 +255,7 @@ Status ControlServer::Serve(UniqueFd connection) {
 
   // The lock is held while the connection is handed over, so that Shutdown never
   // overtakes it: gRPC does not accept transports on a server that is going down.
-  std::lock_guard lock(state_->mu);
+  const MutexLock lock(state_->mu);
   if (state_->stopping) return UnavailableError("the daemon is stopping");
   if (state_->connections.size() >= kMaxControlConnections) state_->ForgetClosedLocked();
   if (state_->connections.size() >= kMaxControlConnections) {
@@ -280,7 +280,7 @@ void ControlServer::SetTierServing(const std::string& tier, bool serving) {
 
 void ControlServer::Shutdown(Duration grace) {
   {
-    std::lock_guard lock(state_->mu);
+    const MutexLock lock(state_->mu);
     if (state_->stopping) return;
     state_->stopping = true;
   }
@@ -291,7 +291,7 @@ void ControlServer::Shutdown(Duration grace) {
 }
 
 size_t ControlServer::Connections() {
-  std::lock_guard lock(state_->mu);
+  const MutexLock lock(state_->mu);
   state_->ForgetClosedLocked();
   return state_->connections.size();
 }

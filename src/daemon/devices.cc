@@ -6,7 +6,6 @@
 #include <atomic>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <system_error>
@@ -16,6 +15,7 @@
 #include "base/clock.h"
 #include "base/device_names.h"
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/text.h"
 #include "daemon/log.h"
 
@@ -116,8 +116,8 @@ struct Devices::State {
   uint64_t pinned_pool_bytes = 0;
   std::unique_ptr<HostPins> pins;
 
-  mutable std::mutex mutex;
-  // Guarded by mutex. By receiving and sending device: UUIDs, or "host".
+  mutable Mutex mutex;
+  // By receiving and sending device: UUIDs, or "host".
   std::map<std::pair<std::string, std::string>, double> rates;
 
   const Served* Find(const std::string& tier) const {
@@ -128,7 +128,7 @@ struct Devices::State {
     return nullptr;
   }
   double RateBetween(const std::string& to, const std::string& from) const {
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     const auto found = rates.find({to, from});
     return found == rates.end() ? 0 : found->second;
   }
@@ -336,7 +336,7 @@ std::string Devices::MeasureLinks(const std::string& known) {
     if (rate <= 0) rate = measure();
     if (rate <= 0) return;
     measured[key] = rate;
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     state_->rates[{to.device.uuid(), from}] = rate;
   };
   for (const Served& to : state_->devices) {

@@ -7,17 +7,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "daemon/control_backend.h"
 #include "trims/v1/control.pb.h"
 
@@ -34,7 +33,7 @@ class FakeControlBackend final : public ControlBackend {
 
   // Not resident, two tensors. `fill` is the hexadecimal digit of its digest.
   void AddModel(const std::string& name, char fill, uint64_t bytes) {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     FakeModel& model = models_[name];
     model.view.set_name(name);
     model.view.set_digest("sha256:" + std::string(64, fill));
@@ -53,12 +52,12 @@ class FakeControlBackend final : public ControlBackend {
     }
   }
   void MakeResident(const std::string& name, const std::string& tier = "host") {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     MakeResidentLocked(models_.at(name), tier);
   }
   void AddLease(const std::string& name, uint64_t lease_id, uint32_t uid, int32_t pid,
                 const std::string& command, const std::string& tier = "host") {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     FakeModel& model = models_.at(name);
     v1::ReplicaView* replica = model.view.mutable_replicas(0);
     for (v1::ReplicaView& one : *model.view.mutable_replicas()) {
@@ -81,25 +80,25 @@ class FakeControlBackend final : public ControlBackend {
     *lease.mutable_since() = google::protobuf::util::TimeUtil::GetCurrentTime();
   }
   void Change(const std::string& name, const std::function<void(FakeModel&)>& change) {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     change(models_.at(name));
   }
   // Changes what GetStatus says, from now on.
   void ChangeStatus(std::function<void(v1::GetStatusResponse*)> change) {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     status_changes_.push_back(std::move(change));
   }
   void Publish(const v1::Event& event) {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     events_.push_back(event);
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
   // Loads of models larger than this are RESOURCE_EXHAUSTED.
   void set_capacity_bytes(uint64_t bytes) { capacity_bytes_ = bytes; }
   // Loads go on without end until this is called or their caller goes.
   void HoldLoads(bool hold) { hold_loads_ = hold; }
   void set_unary_error(Status status) {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     unary_error_ = std::move(status);
   }
 
@@ -107,22 +106,22 @@ class FakeControlBackend final : public ControlBackend {
   int running() const { return running_; }
   int abandoned() const { return abandoned_; }
   void WaitForAbandoned(int count) {
-    std::unique_lock lock(mu_);
-    changed_.wait(lock, [&] { return abandoned_ >= count; });
+    const MutexLock lock(mu_);
+    while (abandoned_ < count) changed_.Wait(mu_);
   }
   void WaitForRunning(int count) {
-    std::unique_lock lock(mu_);
-    changed_.wait(lock, [&] { return running_ == count; });
+    const MutexLock lock(mu_);
+    while (running_ != count) changed_.Wait(mu_);
   }
   std::vector<v1::LoadRequest> load_requests() {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     return load_requests_;
   }
 
   // --- ControlBackend ---
 
   Status Info(const v1::InfoRequest& request, v1::InfoResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     RETURN_IF_ERROR(unary_error_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
     *response->mutable_model() = model->view;
@@ -137,7 +136,7 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status List(const v1::ListRequest& request, v1::ListResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     RETURN_IF_ERROR(unary_error_);
     for (const auto& [name, model] : models_) {
       if (request.resident_only() && model.view.replicas().empty()) continue;
@@ -153,7 +152,7 @@ class FakeControlBackend final : public ControlBackend {
     bool resident = false;
     const std::string tier = request.tier().empty() ? "host" : request.tier();
     {
-      std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       load_requests_.push_back(request);
       ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
       if (!HasTierLocked(tier)) return NotFoundError("no tier named " + tier);
@@ -190,7 +189,7 @@ class FakeControlBackend final : public ControlBackend {
     ready.set_total_bytes(bytes);
     ready.set_already_resident(resident);
     {
-      std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
       if (!resident) MakeResidentLocked(*model, tier);
       *ready.mutable_model() = model->view;
@@ -200,14 +199,14 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status Pin(const v1::PinRequest& request, v1::PinResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
     SetPinLocked(*model, request.tier().empty() ? "host" : request.tier(), true);
     *response->mutable_model() = model->view;
     return OkStatus();
   }
   Status Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
     SetPinLocked(*model, request.tier(), false);
     *response->mutable_model() = model->view;
@@ -215,7 +214,7 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status Evict(const v1::EvictRequest& request, v1::EvictResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
     return EvictLocked(*model, request.tier(), request.force(), response->mutable_replicas());
   }
@@ -226,14 +225,14 @@ class FakeControlBackend final : public ControlBackend {
     }
     bool taken = false;
     {
-      std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       taken = models_.contains(request.name());
     }
     if (taken && !request.replace()) {
       return AlreadyExistsError("the name " + request.name() + " is taken");
     }
     AddModel(request.name(), 'd', 4096);
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     FakeModel& model = models_.at(request.name());
     model.view.set_source(request.path());
     model.view.clear_digest();
@@ -243,7 +242,7 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status Remove(const v1::RemoveRequest& request, v1::RemoveResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.name()));
     *response->mutable_model() = model->view;
     if (!model->view.replicas().empty()) {
@@ -258,7 +257,7 @@ class FakeControlBackend final : public ControlBackend {
     const Running running(this);
     std::vector<v1::VerifyProgress> messages;
     {
-      std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       if (!request.model().empty()) {
         const Status found = FindLocked(request.model()).status();
         RETURN_IF_ERROR(found);
@@ -293,7 +292,7 @@ class FakeControlBackend final : public ControlBackend {
 
   Status ListLeases(const v1::ListLeasesRequest& request,
                     v1::ListLeasesResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     RETURN_IF_ERROR(unary_error_);
     if (!request.model().empty()) {
       const Status found = FindLocked(request.model()).status();
@@ -311,7 +310,7 @@ class FakeControlBackend final : public ControlBackend {
                const Emit<v1::Event>& emit, const Cancelled& cancelled) override {
     size_t next = 0;
     {
-      std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       next = events_.size();
     }
     const Running running(this);
@@ -319,8 +318,8 @@ class FakeControlBackend final : public ControlBackend {
     while (!cancelled()) {
       std::vector<v1::Event> news;
       {
-        std::unique_lock lock(mu_);
-        changed_.wait_for(lock, std::chrono::milliseconds(20));
+        const MutexLock lock(mu_);
+        changed_.WaitUntil(mu_, Now() + std::chrono::milliseconds(20));
         for (; next < events_.size(); ++next) news.push_back(events_[next]);
       }
       for (const v1::Event& event : news) {
@@ -342,7 +341,7 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status GetStatus(const v1::GetStatusRequest&, v1::GetStatusResponse* response) override {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     RETURN_IF_ERROR(unary_error_);
     response->set_version(version_);
     response->set_keeper_pid(4000);
@@ -375,21 +374,21 @@ class FakeControlBackend final : public ControlBackend {
     explicit Running(FakeControlBackend* owner) : backend(owner) { Add(1); }
     ~Running() { Add(-1); }
     void Add(int change) {
-      std::lock_guard lock(backend->mu_);
+      const MutexLock lock(backend->mu_);
       backend->running_ += change;
-      backend->changed_.notify_all();
+      backend->changed_.NotifyAll();
     }
     FakeControlBackend* const backend;
   };
 
   Status Abandon() {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ++abandoned_;
-    changed_.notify_all();
+    changed_.NotifyAll();
     return CancelledError("the caller is gone");
   }
 
-  bool HasTierLocked(const std::string& name) const {
+  bool HasTierLocked(const std::string& name) const TRIMS_REQUIRES(mu_) {
     v1::GetStatusResponse status;
     for (const auto& change : status_changes_) change(&status);
     const auto& tiers = status.tiers();
@@ -398,7 +397,7 @@ class FakeControlBackend final : public ControlBackend {
                        [&](const v1::TierView& tier) { return tier.name() == name; });
   }
 
-  Result<FakeModel*> FindLocked(const std::string& name) {
+  Result<FakeModel*> FindLocked(const std::string& name) TRIMS_REQUIRES(mu_) {
     for (auto& [key, model] : models_) {
       if (key == name || "@" + model.view.digest() == name) return &model;
     }
@@ -455,14 +454,14 @@ class FakeControlBackend final : public ControlBackend {
     return OkStatus();
   }
 
-  std::mutex mu_;
-  std::condition_variable changed_;
-  std::map<std::string, FakeModel> models_;
-  std::vector<v1::LeaseView> leases_;
-  std::deque<v1::Event> events_;
-  std::vector<v1::LoadRequest> load_requests_;
-  std::vector<std::function<void(v1::GetStatusResponse*)>> status_changes_;
-  Status unary_error_;
+  Mutex mu_;
+  CondVar changed_;
+  std::map<std::string, FakeModel> models_ TRIMS_GUARDED_BY(mu_);
+  std::vector<v1::LeaseView> leases_ TRIMS_GUARDED_BY(mu_);
+  std::deque<v1::Event> events_ TRIMS_GUARDED_BY(mu_);
+  std::vector<v1::LoadRequest> load_requests_ TRIMS_GUARDED_BY(mu_);
+  std::vector<std::function<void(v1::GetStatusResponse*)>> status_changes_ TRIMS_GUARDED_BY(mu_);
+  Status unary_error_ TRIMS_GUARDED_BY(mu_);
   std::string version_ = "0.1.0";
   std::atomic<uint64_t> capacity_bytes_{uint64_t{8} << 30};
   std::atomic<bool> hold_loads_{false};

@@ -13,29 +13,29 @@ LoaderPool::LoaderPool(const std::string& name, int threads) {
 
 LoaderPool::~LoaderPool() {
   {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ending_ = true;
     jobs_.clear();
   }
-  ready_.notify_all();
+  ready_.NotifyAll();
   for (std::thread& thread : threads_) thread.join();
 }
 
 void LoaderPool::Run(std::function<void()> job) {
   {
-    std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     if (ending_) return;
     jobs_.push_back(std::move(job));
   }
-  ready_.notify_one();
+  ready_.NotifyOne();
 }
 
 void LoaderPool::Work() {
   for (;;) {
     std::function<void()> job;
     {
-      std::unique_lock lock(mu_);
-      ready_.wait(lock, [this] { return ending_ || !jobs_.empty(); });
+      const MutexLock lock(mu_);
+      while (!ending_ && jobs_.empty()) ready_.Wait(mu_);
       if (ending_) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();

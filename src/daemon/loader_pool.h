@@ -2,13 +2,13 @@
 // work of the worker (files, hashing, loading) happens. Thread-safe.
 #pragma once
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "base/mutex.h"
 
 namespace trims {
 
@@ -25,10 +25,10 @@ class LoaderPool final {
  private:
   void Work();
 
-  std::mutex mu_;
-  std::condition_variable ready_;
-  std::deque<std::function<void()>> jobs_;  // Guarded by mu_.
-  bool ending_ = false;                     // Guarded by mu_.
+  Mutex mu_;
+  CondVar ready_;
+  std::deque<std::function<void()>> jobs_ TRIMS_GUARDED_BY(mu_);
+  bool ending_ TRIMS_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };
 

@@ -22,13 +22,10 @@ namespace {
 
 const Expected kAccepted = std::nullopt;
 
-// Messages show at most this much of what somebody wrote.
-constexpr size_t kShownBytesMax = 80;
-
 // A plain number: no sign of infinity, no hexadecimal, nothing behind it.
 std::optional<double> ParseNumber(std::string_view text) {
   double value = 0;
-  if (text.empty() || !(IsDigit(text.front()) || text.front() == '.')) return std::nullopt;
+  if (text.find_first_of("0123456789.") != 0) return std::nullopt;
   const auto end = std::from_chars(text.data(), text.data() + text.size(), value);
   if (end.ec != std::errc() || end.ptr != text.data() + text.size() || !std::isfinite(value)) {
     return std::nullopt;
@@ -113,10 +110,10 @@ std::string ShowCount(const DaemonConfig& config) {
 
 std::vector<std::string> PolicyNames() {
   std::vector<std::string> names;
-  for (const auto kind : {store::PolicySettingKind::kNever, store::PolicySettingKind::kLru,
-                          store::PolicySettingKind::kFifo, store::PolicySettingKind::kLcu,
-                          store::PolicySettingKind::kRandom, store::PolicySettingKind::kFlush,
-                          store::PolicySettingKind::kEager, store::PolicySettingKind::kGdsf}) {
+  for (const auto kind :
+       {store::PolicyKind::kNever, store::PolicyKind::kLru, store::PolicyKind::kFifo,
+        store::PolicyKind::kLcu, store::PolicyKind::kRandom, store::PolicyKind::kFlush,
+        store::PolicyKind::kEager, store::PolicyKind::kGdsf}) {
     names.emplace_back(store::PolicyName(kind));
   }
   names.emplace_back("all");

@@ -54,6 +54,8 @@ std::string UnknownSetting(std::string_view key);
 
 std::string FlagOf(std::string_view key);        // "--eviction-policy"
 std::string VariableOf(const Setting& setting);  // "TRIMS_EVICTION_POLICY"
+// All that are read, the one that wins first: "TRIMS_BASE_DIR, UPR_BASE_DIR".
+std::string VariablesOf(const Setting& setting);
 
 // The shortest decimal text that reads back to exactly `value`, with a point or an
 // exponent, as a TOML float has.

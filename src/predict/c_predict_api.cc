@@ -7,12 +7,12 @@
 #include <cstring>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "base/mutex.h"
 #include "format/model_files.h"
 #include "format/mxnet_symbol.h"
 #include "predict/backend.h"
@@ -75,12 +75,12 @@ class HandleTable final {
  public:
   void* Add(std::shared_ptr<T> object) {
     void* const handle = object.get();
-    const std::lock_guard lock(mutex_);
+    const trims::MutexLock lock(mutex_);
     objects_.emplace(handle, std::move(object));
     return handle;
   }
   Result<std::shared_ptr<T>> Find(void* handle) const {
-    const std::lock_guard lock(mutex_);
+    const trims::MutexLock lock(mutex_);
     const auto it = objects_.find(handle);
     if (it == objects_.end()) return Unknown(handle);
     return it->second;
@@ -88,7 +88,7 @@ class HandleTable final {
   // The object outlives the lock: ending a lease must not hold up other handles.
   Status Remove(void* handle) {
     std::shared_ptr<T> object;
-    const std::lock_guard lock(mutex_);
+    const trims::MutexLock lock(mutex_);
     const auto it = objects_.find(handle);
     if (it == objects_.end()) return Unknown(handle);
     object = std::move(it->second);
@@ -103,8 +103,8 @@ class HandleTable final {
                                                     "freed before?");
   }
 
-  mutable std::mutex mutex_;
-  std::unordered_map<void*, std::shared_ptr<T>> objects_;
+  mutable trims::Mutex mutex_;
+  std::unordered_map<void*, std::shared_ptr<T>> objects_ TRIMS_GUARDED_BY(mutex_);
 };
 
 struct PredictorObject {

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "base/machine.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "tier/tier.h"
 
@@ -33,7 +33,7 @@ inline int CrewSize(int asked, size_t work_items) {
 template <typename Body>
 Status RunCrew(int size, const Body& body) {
   std::atomic<bool> stop{false};
-  std::mutex mutex;
+  Mutex mutex;
   Status first_error;
   const auto run = [&] {
     Status status;
@@ -43,7 +43,7 @@ Status RunCrew(int size, const Body& body) {
       status = ResourceExhaustedError("no memory for a loader's buffer");
     }
     if (status.ok()) return;
-    const std::lock_guard lock(mutex);
+    const MutexLock lock(mutex);
     if (first_error.ok()) first_error = std::move(status);
     stop.store(true, std::memory_order_relaxed);
   };
@@ -72,7 +72,7 @@ class Progress final {
   // CANCELLED when the load is no longer wanted.
   Status Add(uint64_t bytes) {
     if (control_.on_progress && bytes > 0) {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       done_ += bytes;
       control_.on_progress(done_, total_);
     }
@@ -87,8 +87,8 @@ class Progress final {
  private:
   LoadControl& control_;
   const uint64_t total_;
-  std::mutex mutex_;
-  uint64_t done_ = 0;  // Guarded by mutex_.
+  Mutex mutex_;
+  uint64_t done_ TRIMS_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace trims

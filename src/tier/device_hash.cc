@@ -78,8 +78,8 @@ Result<std::vector<HashValue>> DeviceHash::Hash(
   std::vector<Launch> launches;
   uint64_t queued_partials = 0;
   uint64_t queued_bytes = 0;
-  const std::lock_guard lock(mutex_);
-  const auto flush = [&]() -> Status {
+  const MutexLock lock(mutex_);
+  const auto flush = [&]() TRIMS_REQUIRES(mutex_) -> Status {
     RETURN_IF_ERROR(AddUp(partials_.pointer(), launches, sums));
     launches.clear();
     queued_partials = 0;
@@ -143,7 +143,7 @@ Result<std::unique_ptr<DeviceHash::Landing>> DeviceHash::BeginLanding(std::vecto
                                   " pieces");
   }
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!spare_.empty()) {
       cuda::DeviceBuffer buffer = std::move(spare_.back());
       spare_.pop_back();
@@ -161,7 +161,7 @@ DeviceHash::Landing::Landing(const DeviceHash& hash, std::vector<Range> ranges,
     : hash_(hash), ranges_(std::move(ranges)), partials_(std::move(partials)) {}
 
 DeviceHash::Landing::~Landing() {
-  const std::lock_guard lock(hash_.mutex_);
+  const MutexLock lock(hash_.mutex_);
   hash_.spare_.push_back(std::move(partials_));
 }
 
@@ -170,7 +170,7 @@ Status DeviceHash::Landing::Queue(const cuda::Stream& stream, size_t range, uint
   const uint32_t blocks = hash_.BlocksFor(bytes);
   uint64_t at = 0;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     TRIMS_CHECK(used_ + blocks <= kLandingPartials);
     at = std::exchange(used_, used_ + blocks);
     launches_.push_back({range, offset, bytes, blocks});
@@ -182,8 +182,9 @@ Status DeviceHash::Landing::Queue(const cuda::Stream& stream, size_t range, uint
 
 Result<std::vector<HashValue>> DeviceHash::Landing::Finish() {
   std::vector<ChunkedHash> sums(ranges_.size(), ChunkedHash(*hash_.key_));
+  const MutexLock own_lock(mutex_);
   if (used_ > 0) {
-    const std::lock_guard lock(hash_.mutex_);
+    const MutexLock lock(hash_.mutex_);
     for (uint64_t done = 0, next = 0; next < launches_.size();) {
       // As many as the pinned memory holds.
       uint64_t count = 0;

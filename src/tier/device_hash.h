@@ -10,10 +10,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/status.h"
 #include "base/universal_hash.h"
 #include "cuda/device.h"
@@ -65,10 +65,9 @@ class DeviceHash final {
     const DeviceHash& hash_;
     const std::vector<Range> ranges_;
     cuda::DeviceBuffer partials_;
-    std::mutex mutex_;
-    // Guarded by mutex_.
-    std::vector<Launch> launches_;
-    uint64_t used_ = 0;
+    Mutex mutex_;
+    std::vector<Launch> launches_ TRIMS_GUARDED_BY(mutex_);
+    uint64_t used_ TRIMS_GUARDED_BY(mutex_) = 0;
   };
   // `pieces`: how often Queue will be called at most. RESOURCE_EXHAUSTED when these are too
   // many. The hash outlives it, and nothing of it is in flight when it goes.
@@ -86,9 +85,9 @@ class DeviceHash final {
              cuda::Stream stream, cuda::DeviceBuffer partials, cuda::PinnedBuffer copies,
              uint32_t multiprocessors);
   // Brings the partial sums of `launches`, which begin at `begin`, to the host. Waits for all
-  // that the stream was given. Guarded by mutex_.
+  // that the stream was given.
   Status AddUp(cuda::DevicePointer begin, std::span<const Launch> launches,
-               std::vector<ChunkedHash>& sums) const;
+               std::vector<ChunkedHash>& sums) const TRIMS_REQUIRES(mutex_);
   uint32_t BlocksFor(uint64_t bytes) const;
 
   const std::shared_ptr<const cuda::Context> context_;
@@ -96,13 +95,12 @@ class DeviceHash final {
   const cuda::Module module_;
   const cuda::Kernel kernel_;
   const uint32_t multiprocessors_;
-  mutable std::mutex mutex_;
-  // Used under mutex_.
-  const cuda::Stream stream_;
-  cuda::DeviceBuffer partials_;
-  cuda::PinnedBuffer copies_;  // Of the partial sums.
+  mutable Mutex mutex_;
+  const cuda::Stream stream_ TRIMS_GUARDED_BY(mutex_);
+  cuda::DeviceBuffer partials_ TRIMS_GUARDED_BY(mutex_);
+  cuda::PinnedBuffer copies_ TRIMS_GUARDED_BY(mutex_);  // Of the partial sums.
   // Of landings that are over: freeing them would wait for everybody's work.
-  mutable std::vector<cuda::DeviceBuffer> spare_;
+  mutable std::vector<cuda::DeviceBuffer> spare_ TRIMS_GUARDED_BY(mutex_);
 };
 
 }  // namespace trims

@@ -25,7 +25,6 @@
 #include <atomic>
 #include <charconv>
 #include <cstddef>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -37,6 +36,7 @@
 #include "base/device_names.h"
 #include "base/hash.h"
 #include "base/machine.h"
+#include "base/mutex.h"
 #include "base/round.h"
 #include "base/units.h"
 #include "cuda/memory.h"
@@ -104,7 +104,7 @@ class Allocation final {
   // Lets another device read the memory through this mapping, from now on. A view of its
   // own, of the imported descriptor, would take 11 ms instead of 0.2.
   Status LetRead(const cuda::Device& reader) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (std::find(readers_.begin(), readers_.end(), reader) != readers_.end()) return OkStatus();
     RETURN_IF_ERROR(mapping_.SetAccess(cuda::Access::kRead, {&reader, 1}));
     readers_.push_back(reader);
@@ -114,8 +114,8 @@ class Allocation final {
  private:
   const std::shared_ptr<const cuda::Context> context_;
   mutable cuda::DeviceMapping mapping_;  // Its pointer and size never change.
-  mutable std::mutex mutex_;
-  mutable std::vector<cuda::Device> readers_;  // Guarded by mutex_.
+  mutable Mutex mutex_;
+  mutable std::vector<cuda::Device> readers_ TRIMS_GUARDED_BY(mutex_);
 };
 
 // The same for the handle: with the mapping and the descriptor it is not needed.
@@ -218,7 +218,7 @@ class DeviceTier final : public Tier {
                 LoadControl& control) override;
   const PinnedPool& pool() const { return pool_; }
   Status health() const override {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return health_;
   }
   Status Probe() override { return Judge(context_->CheckAlive()); }
@@ -274,10 +274,9 @@ class DeviceTier final : public Tier {
   const std::shared_ptr<const cuda::Context> context_;
   const std::unique_ptr<DeviceHash> hash_;
   const uint64_t granularity_;
-  mutable std::mutex mutex_;
-  // Guarded by mutex_.
-  Status health_;
-  std::vector<Lane> lanes_;
+  mutable Mutex mutex_;
+  Status health_ TRIMS_GUARDED_BY(mutex_);
+  std::vector<Lane> lanes_ TRIMS_GUARDED_BY(mutex_);
 
   PinnedPool pool_;
 };
@@ -344,7 +343,7 @@ class DeviceTier::LaneUse final {
 
 Result<Lane> DeviceTier::TakeLane() {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!lanes_.empty()) {
       Lane lane = std::move(lanes_.back());
       lanes_.pop_back();
@@ -358,12 +357,12 @@ Result<Lane> DeviceTier::TakeLane() {
 }
 
 void DeviceTier::GiveBackLane(Lane lane) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   lanes_.push_back(std::move(lane));
 }
 
 void DeviceTier::MarkFailed(const Status& reason) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!health_.ok()) return;
   health_ = UnavailableError(name_ +
                              " is lost to this process until the daemon's worker is started "

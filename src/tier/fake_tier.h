@@ -7,12 +7,10 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -21,6 +19,7 @@
 
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/round.h"
 #include "ipc/region.h"
 #include "tier/chunk_work.h"
@@ -37,51 +36,66 @@ class FakeTier final : public Tier {
 
   // The next `count` loads fail with `status`, after their progress reached a half.
   void FailLoads(Status status, int count = 1) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     load_failure_ = std::move(status);
     load_failures_left_ = count;
   }
   // Loads wait after their start until Release(), or until they are cancelled.
   void Hold() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     is_holding_ = true;
   }
   void Release() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     is_holding_ = false;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
   // Returns when `count` loads are waiting behind Hold().
   void WaitUntilHeld(int count = 1) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return held_ >= count; });
+    const MutexLock lock(mutex_);
+    while (held_ < count) changed_.Wait(mutex_);
   }
   // Every later Verify of this extent is DATA_LOSS.
   void Damage(const Digest& key) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     damaged_.insert(key);
   }
   // Loads beyond this many bytes at once are RESOURCE_EXHAUSTED.
   void SetMachineBytes(uint64_t bytes) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     machine_bytes_ = bytes;
   }
   // Pages without looking into files: for models that exist as manifests only.
   void SetSynthetic(bool is_synthetic) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     is_synthetic_ = is_synthetic;
   }
 
   // --- What a test asks -------------------------------------------------------
 
-  int loads_started() const { return Count(loads_started_); }
-  int loads_finished() const { return Count(loads_finished_); }  // Successfully.
-  int loads_failed() const { return Count(loads_failed_); }      // Cancelled ones too.
-  int adoptions() const { return Count(adoptions_); }
-  int verifications() const { return Count(verifications_); }
+  int loads_started() const {
+    const MutexLock lock(mutex_);
+    return loads_started_;
+  }
+  int loads_finished() const {
+    const MutexLock lock(mutex_);
+    return loads_finished_;
+  }  // Successfully.
+  int loads_failed() const {
+    const MutexLock lock(mutex_);
+    return loads_failed_;
+  }  // Cancelled ones too.
+  int adoptions() const {
+    const MutexLock lock(mutex_);
+    return adoptions_;
+  }
+  int verifications() const {
+    const MutexLock lock(mutex_);
+    return verifications_;
+  }
   // How often each extent was loaded.
   int loads_of(const Digest& key) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto found = loads_of_.find(key);
     return found == loads_of_.end() ? 0 : found->second;
   }
@@ -96,7 +110,7 @@ class FakeTier final : public Tier {
 
   Result<std::vector<ResidentExtent>> Load(const LoadJob& job, LoadControl& control) override {
     Result<std::vector<ResidentExtent>> result = LoadAll(job, control);
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ++(result.ok() ? loads_finished_ : loads_failed_);
     if (result.ok()) {
       for (const ExtentSpec* extent : job.extents) ++loads_of_[extent->key];
@@ -108,7 +122,7 @@ class FakeTier final : public Tier {
                                const std::string& /*integrity*/) override {
     ASSIGN_OR_RETURN(ReadOnlyRegion region,
                      ReadOnlyRegion::Adopt(std::move(fd), AllocationBytes(spec.bytes)));
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ++adoptions_;
     return Resident(spec, std::move(region));
   }
@@ -117,7 +131,7 @@ class FakeTier final : public Tier {
                 LoadControl& control) override {
     bool is_synthetic = false;
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       ++verifications_;
       is_synthetic = is_synthetic_;
       if (damaged_.contains(extent.key)) {
@@ -142,11 +156,6 @@ class FakeTier final : public Tier {
   }
 
  private:
-  int Count(const int& counter) const {
-    const std::lock_guard lock(mutex_);
-    return counter;
-  }
-
   ResidentExtent Resident(const ExtentSpec& spec, ReadOnlyRegion region) const {
     ResidentExtent extent;
     extent.key = spec.key;
@@ -158,20 +167,20 @@ class FakeTier final : public Tier {
 
   // Waits behind the gate. The flag has no notification, so it is looked at often.
   void Wait(const LoadControl& control) {
-    std::unique_lock lock(mutex_);
+    const MutexLock lock(mutex_);
     ++loads_started_;
     if (is_holding_) {
       ++held_;
-      changed_.notify_all();
+      changed_.NotifyAll();
       while (is_holding_ && !control.cancelled) {
-        changed_.wait_for(lock, std::chrono::milliseconds(1));
+        changed_.WaitUntil(mutex_, std::chrono::steady_clock::now() + std::chrono::milliseconds(1));
       }
       --held_;
     }
   }
 
   std::optional<Status> TakeFailure() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (load_failures_left_ <= 0) return std::nullopt;
     --load_failures_left_;
     return load_failure_;
@@ -181,7 +190,7 @@ class FakeTier final : public Tier {
     Wait(control);
     bool is_synthetic = false;
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       is_synthetic = is_synthetic_;
       uint64_t need = 0;
       for (const ExtentSpec* extent : job.extents) need += AllocationBytes(extent->bytes);
@@ -263,22 +272,21 @@ class FakeTier final : public Tier {
   }
 
   const std::string name_;
-  mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  // All guarded by mutex_.
-  Status load_failure_;
-  int load_failures_left_ = 0;
-  bool is_holding_ = false;
-  bool is_synthetic_ = false;
-  int held_ = 0;
-  std::optional<uint64_t> machine_bytes_;
-  std::set<Digest> damaged_;
-  std::map<Digest, int> loads_of_;
-  int loads_started_ = 0;
-  int loads_finished_ = 0;
-  int loads_failed_ = 0;
-  int adoptions_ = 0;
-  int verifications_ = 0;
+  mutable Mutex mutex_;
+  CondVar changed_;
+  Status load_failure_ TRIMS_GUARDED_BY(mutex_);
+  int load_failures_left_ TRIMS_GUARDED_BY(mutex_) = 0;
+  bool is_holding_ TRIMS_GUARDED_BY(mutex_) = false;
+  bool is_synthetic_ TRIMS_GUARDED_BY(mutex_) = false;
+  int held_ TRIMS_GUARDED_BY(mutex_) = 0;
+  std::optional<uint64_t> machine_bytes_ TRIMS_GUARDED_BY(mutex_);
+  std::set<Digest> damaged_ TRIMS_GUARDED_BY(mutex_);
+  std::map<Digest, int> loads_of_ TRIMS_GUARDED_BY(mutex_);
+  int loads_started_ TRIMS_GUARDED_BY(mutex_) = 0;
+  int loads_finished_ TRIMS_GUARDED_BY(mutex_) = 0;
+  int loads_failed_ TRIMS_GUARDED_BY(mutex_) = 0;
+  int adoptions_ TRIMS_GUARDED_BY(mutex_) = 0;
+  int verifications_ TRIMS_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace trims

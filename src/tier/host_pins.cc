@@ -33,45 +33,45 @@ HostPins::HostPins(cuda::Context context) : context_(std::move(context)) {}
 
 HostPins::~HostPins() {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     is_stopping_ = true;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
   if (thread_.joinable()) thread_.join();
 }
 
 void HostPins::Add(std::shared_ptr<const ResidentExtent> extent) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const Digest key = extent->key;
   const auto [entry, is_new] = entries_.try_emplace(key);
   if (!is_new) return;
   entry->second.extent = std::move(extent);
   to_pin_.push_back(key);
-  changed_.notify_all();
+  changed_.NotifyAll();
 }
 
 void HostPins::Remove(const Digest& key) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto entry = entries_.find(key);
   if (entry == entries_.end()) return;
   gone_.push_back(std::move(entry->second));
   entries_.erase(entry);
-  changed_.notify_all();
+  changed_.NotifyAll();
 }
 
 std::shared_ptr<const PinnedExtent> HostPins::Find(const Digest& key) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto entry = entries_.find(key);
   return entry == entries_.end() ? nullptr : entry->second.pinned;
 }
 
 void HostPins::WaitUntilIdle() const {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return to_pin_.empty() && gone_.empty() && !is_busy_; });
+  const MutexLock lock(mutex_);
+  while (!to_pin_.empty() || !gone_.empty() || is_busy_) changed_.Wait(mutex_);
 }
 
 uint64_t HostPins::pinned_bytes() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   uint64_t bytes = 0;
   for (const auto& [key, entry] : entries_) {
     if (entry.pinned != nullptr) bytes += entry.pinned->size();
@@ -80,32 +80,31 @@ uint64_t HostPins::pinned_bytes() const {
 }
 
 bool HostPins::is_busy() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return is_busy_ || !to_pin_.empty() || !gone_.empty();
 }
 
 Status HostPins::status() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return status_;
 }
 
 bool HostPins::IsWanted(const std::shared_ptr<const ResidentExtent>& extent) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto entry = entries_.find(extent->key);
   return !is_stopping_ && entry != entries_.end() && entry->second.extent == extent;
 }
 
 void HostPins::Run() {
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] { return is_stopping_ || !to_pin_.empty() || !gone_.empty(); });
+    while (!is_stopping_ && to_pin_.empty() && gone_.empty()) changed_.Wait(mutex_);
     if (is_stopping_) return;
     is_busy_ = true;
     if (!gone_.empty()) {
       std::vector<Entry> gone = std::exchange(gone_, {});
-      lock.unlock();
+      const MutexUnlock unlock(mutex_);
       gone.clear();
-      lock.lock();
     } else {
       const Digest key = to_pin_.front();
       to_pin_.pop_front();
@@ -113,9 +112,11 @@ void HostPins::Run() {
       // Removed since, or removed and added again and pinned already.
       if (entry != entries_.end() && entry->second.extent != nullptr) {
         std::shared_ptr<const ResidentExtent> extent = entry->second.extent;
-        lock.unlock();
-        Result<std::shared_ptr<const PinnedExtent>> pinned = Pin(extent);
-        lock.lock();
+        Result<std::shared_ptr<const PinnedExtent>> pinned = CancelledError("");
+        {
+          const MutexUnlock unlock(mutex_);
+          pinned = Pin(extent);
+        }
         const auto now = entries_.find(key);
         const bool is_wanted = now != entries_.end() && now->second.extent == extent;
         if (!pinned.ok() && pinned.status().code() != StatusCode::kCancelled) {
@@ -125,14 +126,13 @@ void HostPins::Run() {
           now->second.extent = nullptr;  // The mapping keeps the memory.
           if (pinned.ok()) now->second.pinned = std::move(pinned).value();
         }
-        lock.unlock();
+        const MutexUnlock unlock(mutex_);
         pinned = CancelledError("");  // Unpins it where it was not wanted any more.
         extent = nullptr;
-        lock.lock();
       }
     }
     is_busy_ = false;
-    changed_.notify_all();
+    changed_.NotifyAll();
   }
 }
 

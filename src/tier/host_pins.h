@@ -10,17 +10,16 @@
 // all. Thread-safe; only the destructor and WaitUntilIdle block.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 #include "base/digest.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "cuda/device.h"
 #include "cuda/memory.h"
@@ -88,15 +87,15 @@ class HostPins final {
   bool IsWanted(const std::shared_ptr<const ResidentExtent>& extent) const;
 
   const cuda::Context context_;
-  mutable std::mutex mutex_;
-  mutable std::condition_variable changed_;
-  // Guarded by mutex_.
-  std::map<Digest, Entry> entries_;
-  std::deque<Digest> to_pin_;
-  std::vector<Entry> gone_;  // To be dropped by the thread, as that takes time.
-  bool is_busy_ = false;
-  bool is_stopping_ = false;
-  Status status_;
+  mutable Mutex mutex_;
+  mutable CondVar changed_;
+  std::map<Digest, Entry> entries_ TRIMS_GUARDED_BY(mutex_);
+  std::deque<Digest> to_pin_ TRIMS_GUARDED_BY(mutex_);
+  // To be dropped by the thread, as that takes time.
+  std::vector<Entry> gone_ TRIMS_GUARDED_BY(mutex_);
+  bool is_busy_ TRIMS_GUARDED_BY(mutex_) = false;
+  bool is_stopping_ TRIMS_GUARDED_BY(mutex_) = false;
+  Status status_ TRIMS_GUARDED_BY(mutex_);
 
   std::thread thread_;
 };

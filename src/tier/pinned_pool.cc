@@ -53,7 +53,7 @@ PinnedPool::PinnedPool(std::shared_ptr<const cuda::Context> context, uint64_t by
 
 PinnedPool::~PinnedPool() {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     is_stopping_ = true;
   }
   if (thread_.joinable()) thread_.join();
@@ -63,7 +63,7 @@ PinnedPool::~PinnedPool() {
 void PinnedPool::Prepare(uint64_t bytes) {
   for (uint64_t at = 0; at < bytes; at += kSliceBytes) {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       if (is_stopping_) break;
     }
     Status failure;
@@ -71,7 +71,7 @@ void PinnedPool::Prepare(uint64_t bytes) {
       Result<Slice> slice = PrepareSlice(std::min(kSliceBytes, bytes - at));
       failure = slice.status();
       if (slice.ok()) {
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         slices_.push_back(std::move(slice).value());
         const std::span<std::byte> memory = slices_.back().memory.bytes();
         for (uint64_t i = 0; i + kPinnedBufferBytes <= memory.size(); i += kPinnedBufferBytes) {
@@ -82,14 +82,14 @@ void PinnedPool::Prepare(uint64_t bytes) {
       failure = ResourceExhaustedError("no memory to keep account of pinned memory");
     }
     if (!failure.ok()) {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       status_ = std::move(failure);
       break;
     }
   }
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   is_prepared_ = true;
-  prepared_.notify_all();
+  prepared_.NotifyAll();
 }
 
 Result<PinnedPool::Slice> PinnedPool::PrepareSlice(uint64_t bytes) const {
@@ -112,7 +112,7 @@ Result<PinnedBuffers> PinnedPool::Take(size_t most, size_t least) {
   PinnedBuffers taken;
   taken.buffers_.reserve(std::max(most, least));
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (free_.size() >= least) {
       taken.pool_ = this;
       taken.pooled_ = std::min(most, free_.size());
@@ -130,25 +130,25 @@ Result<PinnedBuffers> PinnedPool::Take(size_t most, size_t least) {
 }
 
 void PinnedPool::GiveBack(const std::vector<std::byte*>& buffers, size_t count) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   // Never more than were in it, so this allocates nothing.
   free_.insert(free_.end(), buffers.begin(), buffers.begin() + static_cast<ptrdiff_t>(count));
 }
 
 void PinnedPool::WaitUntilPrepared() const {
-  std::unique_lock lock(mutex_);
-  prepared_.wait(lock, [this] { return is_prepared_; });
+  const MutexLock lock(mutex_);
+  while (!is_prepared_) prepared_.Wait(mutex_);
 }
 
 uint64_t PinnedPool::prepared_bytes() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   uint64_t bytes = 0;
   for (const Slice& slice : slices_) bytes += slice.memory.size();
   return bytes;
 }
 
 Status PinnedPool::status() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return status_;
 }
 

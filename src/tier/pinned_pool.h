@@ -9,18 +9,17 @@
 // Thread-safe. All buffers must be back before the pool goes.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/status.h"
 #include "cuda/device.h"
 #include "cuda/memory.h"
@@ -93,14 +92,13 @@ class PinnedPool final {
   void GiveBack(const std::vector<std::byte*>& buffers, size_t count);
 
   const std::shared_ptr<const cuda::Context> context_;
-  mutable std::mutex mutex_;
-  mutable std::condition_variable prepared_;
-  // Guarded by mutex_.
-  std::deque<Slice> slices_;
-  std::vector<std::byte*> free_;
-  bool is_stopping_ = false;
-  bool is_prepared_ = false;
-  Status status_;
+  mutable Mutex mutex_;
+  mutable CondVar prepared_;
+  std::deque<Slice> slices_ TRIMS_GUARDED_BY(mutex_);
+  std::vector<std::byte*> free_ TRIMS_GUARDED_BY(mutex_);
+  bool is_stopping_ TRIMS_GUARDED_BY(mutex_) = false;
+  bool is_prepared_ TRIMS_GUARDED_BY(mutex_) = false;
+  Status status_ TRIMS_GUARDED_BY(mutex_);
 
   std::thread thread_;
 };

@@ -90,7 +90,7 @@ void Profile::Record(std::string_view name, std::string_view category, Time star
       value = std::get<uint64_t>(arg.value());
     }
   }
-  const std::lock_guard<std::mutex> lock(mu_);
+  const MutexLock lock(mu_);
   if (bytes > bytes_max_ - bytes_) {
     ++dropped_;
     return;
@@ -100,7 +100,7 @@ void Profile::Record(std::string_view name, std::string_view category, Time star
 }
 
 uint64_t Profile::dropped() const {
-  const std::lock_guard<std::mutex> lock(mu_);
+  const MutexLock lock(mu_);
   return dropped_;
 }
 
@@ -109,7 +109,7 @@ Status Profile::Render(const Sink& sink) const {
   uint64_t dropped = 0;
   {
     // A copy, so that recording goes on while text is made and written.
-    const std::lock_guard<std::mutex> lock(mu_);
+    const MutexLock lock(mu_);
     spans = spans_;
     dropped = dropped_;
   }

@@ -17,7 +17,6 @@
 #include <deque>
 #include <functional>
 #include <initializer_list>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,6 +25,7 @@
 
 #include "base/clock.h"
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/status.h"
 
 namespace trims {
@@ -105,11 +105,11 @@ class Profile final {
   const Time start_{};
   const std::chrono::system_clock::time_point init_time_{};
 
-  mutable std::mutex mu_;
-  // Under mu_.
-  std::deque<Recorded> spans_;  // Grows by blocks: never a second copy of all of it.
-  size_t bytes_ = 0;
-  uint64_t dropped_ = 0;
+  mutable Mutex mu_;
+  // Grows by blocks: never a second copy of all of it.
+  std::deque<Recorded> spans_ TRIMS_GUARDED_BY(mu_);
+  size_t bytes_ TRIMS_GUARDED_BY(mu_) = 0;
+  uint64_t dropped_ TRIMS_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace trims
