@@ -118,7 +118,7 @@ struct Devices::State {
 
   mutable Mutex mutex;
   // By receiving and sending device: UUIDs, or "host".
-  std::map<std::pair<std::string, std::string>, double> rates;
+  std::map<std::pair<std::string, std::string>, double> rates TRIMS_GUARDED_BY(mutex);
 
   const Served* Find(const std::string& tier) const {
     for (const Served& served : devices) {
