@@ -50,11 +50,9 @@
 #include <array>
 #include <cerrno>
 #include <climits>
-#include <condition_variable>
 #include <cstdio>
 #include <cstring>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -62,6 +60,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 
 namespace trims {
@@ -195,7 +194,7 @@ class PathWatch::Tables final {
   bool TakeIn(std::span<const char> reports);
 
   size_t watches() const {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     return inodes_.size();
   }
 
@@ -253,25 +252,25 @@ class PathWatch::Tables final {
     bool empty() const { return whole.empty() && names.empty(); }
   };
 
-  // These with mu_ held.
-  Status Enter(Watched& watched, int wd, Inode& inode, std::string_view name);
-  bool EraseInterest(Watched& watched, const Watched::Interest& interest);
-  bool TakeInOne(const inotify_event& report, std::string_view name);
+  Status Enter(Watched& watched, int wd, Inode& inode, std::string_view name) TRIMS_REQUIRES(mu_);
+  bool EraseInterest(Watched& watched, const Watched::Interest& interest) TRIMS_REQUIRES(mu_);
+  bool TakeInOne(const inotify_event& report, std::string_view name) TRIMS_REQUIRES(mu_);
 
-  // Takes from the kernel what EraseInterest or Watch put among leaving_. Blocks, without mu_.
-  void RemoveFromKernel(std::span<const int> wds);
+  // Takes from the kernel what EraseInterest or Watch put among leaving_. Blocks.
+  void RemoveFromKernel(std::span<const int> wds) TRIMS_EXCLUDES(mu_);
 
   const UniqueFd fd_;
   const PathWatchLimits limits_;
   std::atomic<uint64_t> epoch_{0};  // Raised whenever all that is watched counts as changed.
 
-  mutable std::mutex mu_;
-  std::condition_variable left_;           // Something is no longer in leaving_.
-  std::unordered_map<int, Inode> inodes_;  // By wd; none without users. Guarded by mu_.
-  std::unordered_set<int>
-      leaving_;            // Between out of inodes_ and out of the kernel. Guarded by mu_.
-  uint64_t removals_ = 0;  // Ended ones, by us and by the kernel. Guarded by mu_.
-  size_t interests_ = 0;   // In inodes_. Guarded by mu_.
+  mutable Mutex mu_;
+  CondVar left_;  // Something is no longer in leaving_.
+  // By wd; none without users.
+  std::unordered_map<int, Inode> inodes_ TRIMS_GUARDED_BY(mu_);
+  // Between out of inodes_ and out of the kernel.
+  std::unordered_set<int> leaving_ TRIMS_GUARDED_BY(mu_);
+  uint64_t removals_ TRIMS_GUARDED_BY(mu_) = 0;  // Ended ones, by us and by the kernel.
+  size_t interests_ TRIMS_GUARDED_BY(mu_) = 0;   // In inodes_.
 };
 
 Status PathWatch::Tables::Enter(Watched& watched, int wd, Inode& inode, std::string_view name) {
@@ -296,18 +295,18 @@ Result<int> PathWatch::Tables::Watch(Watched& watched, const std::string& path, 
   for (;;) {
     uint64_t removals_before;
     {
-      const std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       removals_before = removals_;
     }
     const int wd =
         ::inotify_add_watch(fd_.get(), path.c_str(), mask | IN_MASK_ADD | IN_DONT_FOLLOW);
     if (wd < 0) return AddWatchError(errno, path);
 
-    std::unique_lock lock(mu_);
+    const MutexLock lock(mu_);
     auto found = inodes_.find(wd);
     if (found == inodes_.end()) {
       if (leaving_.contains(wd)) {
-        left_.wait(lock, [&] { return !leaving_.contains(wd); });
+        while (leaving_.contains(wd)) left_.Wait(mu_);
         continue;
       }
       if (removals_ != removals_before) continue;
@@ -324,7 +323,7 @@ Result<int> PathWatch::Tables::Watch(Watched& watched, const std::string& path, 
     if (found->second.empty()) {
       inodes_.erase(found);
       leaving_.insert(wd);
-      lock.unlock();
+      const MutexUnlock unlock(mu_);
       RemoveFromKernel({&wd, 1});
     }
     return entered;
@@ -332,7 +331,7 @@ Result<int> PathWatch::Tables::Watch(Watched& watched, const std::string& path, 
 }
 
 Status PathWatch::Tables::AlsoName(Watched& watched, int wd, std::string_view name) {
-  const std::lock_guard lock(mu_);
+  const MutexLock lock(mu_);
   const auto found = inodes_.find(wd);
   // The kernel dropped it after `watched` had entered it, which marked `watched`.
   if (found == inodes_.end()) return OkStatus();
@@ -362,7 +361,7 @@ void PathWatch::Tables::Remove(Watched& watched) {
     const auto turn = rest.first(std::min(rest.size(), kRemovedPerTurn));
     rest = rest.subspan(turn.size());
     {
-      const std::lock_guard lock(mu_);
+      const MutexLock lock(mu_);
       for (const Watched::Interest& interest : turn) {
         if (EraseInterest(watched, interest)) unused.push_back(interest.wd);
       }
@@ -378,16 +377,16 @@ void PathWatch::Tables::RemoveFromKernel(std::span<const int> wds) {
   // EINVAL: the kernel was faster, and its IN_IGNORED is queued or was lost with an overflow.
   for (const int wd : wds) ::inotify_rm_watch(fd_.get(), wd);
   {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     for (const int wd : wds) leaving_.erase(wd);
     ++removals_;
   }
-  left_.notify_all();
+  left_.NotifyAll();
 }
 
 bool PathWatch::Tables::TakeIn(std::span<const char> reports) {
   bool marked = false;
-  const std::lock_guard lock(mu_);
+  const MutexLock lock(mu_);
   while (!reports.empty()) {
     inotify_event report;
     std::memcpy(&report, reports.data(), sizeof report);

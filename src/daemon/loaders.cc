@@ -1,31 +1,32 @@
 #include "daemon/loaders.h"
 
-#include <algorithm>
-#include <thread>
+#include <utility>
+
+#include "base/machine.h"
 
 namespace trims {
 
 void DeviceLoaders::Release(std::vector<std::shared_ptr<const ResidentExtent>> extents) {
   {
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     ++releasing_;
   }
   releases_.Run([this, extents = std::move(extents)]() mutable {
     extents.clear();
-    const std::lock_guard lock(mu_);
+    const MutexLock lock(mu_);
     --releasing_;
-    released_.notify_all();
+    released_.NotifyAll();
   });
 }
 
 void DeviceLoaders::WaitUntilReleased() {
-  std::unique_lock lock(mu_);
-  released_.wait(lock, [this] { return releasing_ == 0; });
+  const MutexLock lock(mu_);
+  while (releasing_ > 0) released_.Wait(mu_);
 }
 
 void DeviceLoaders::WaitForRelease(Duration at_most) {
-  std::unique_lock lock(mu_);
-  released_.wait_for(lock, at_most);
+  const MutexLock lock(mu_);
+  released_.WaitUntil(mu_, Now() + at_most);
 }
 
 Loaders::Loaders(int threads, const std::vector<store::TierIndex>& device_tiers)
@@ -42,7 +43,7 @@ Loaders::Loaders(int threads, const std::vector<store::TierIndex>& device_tiers)
 
 int ThreadCount(int configured, int most) {
   if (configured > 0) return configured;
-  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, most);
+  return Cores(most);
 }
 
 }  // namespace trims

@@ -6,13 +6,12 @@
 // for running jobs and drops queued ones.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "daemon/loader_pool.h"
 #include "store/types.h"
 #include "tier/tier.h"
@@ -32,9 +31,9 @@ class DeviceLoaders final {
   void WaitForRelease(Duration at_most);
 
  private:
-  std::mutex mu_;
-  std::condition_variable released_;
-  size_t releasing_ = 0;  // Guarded by mu_.
+  Mutex mu_;
+  CondVar released_;
+  size_t releasing_ TRIMS_GUARDED_BY(mu_) = 0;
 
   // Last, and loads, which wait for releases, end first.
   LoaderPool releases_{"trims-release", 1};
