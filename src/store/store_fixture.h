@@ -168,4 +168,10 @@ class StoreFixture : public ::testing::Test {
   OpenId next_open_ = 1;
 };
 
+// One tier of 100 bytes.
+class StoreTest : public StoreFixture {
+ protected:
+  StoreTest() { Start(OneTier(100)); }
+};
+
 }  // namespace trims::store
