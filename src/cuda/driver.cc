@@ -103,7 +103,6 @@ Status Resolve(const std::string& library, DriverTable& table) {
   TRIMS_CUDA_FUNCTIONS(TRIMS_CUDA_FIND)
 #undef TRIMS_CUDA_FIND
 #undef TRIMS_CUDA_TEXT
-  find("cuEventElapsedTime", table.event_elapsed_time);
   if (missing == nullptr) return OkStatus();
 
   int version = 0;

@@ -77,9 +77,6 @@ struct DriverTable {
 #define TRIMS_CUDA_MEMBER(name) decltype(&::name) name = nullptr;
   TRIMS_CUDA_FUNCTIONS(TRIMS_CUDA_MEMBER)
 #undef TRIMS_CUDA_MEMBER
-  // By its first name: the second, of CUDA 12.8, has the same type and drivers before
-  // it lack it.
-  CUresult (*event_elapsed_time)(float*, CUevent, CUevent) = nullptr;
 };
 
 // The table of the loaded driver. Valid once Driver::Load() has succeeded, which

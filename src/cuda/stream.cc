@@ -116,13 +116,12 @@ Result<bool> Stream::Done() const {
 
 // Event
 
-Result<Event> Event::Create(const Context& context, Timing timing) {
+Result<Event> Event::Create(const Context& context) {
   const CurrentContext current(context);
   RETURN_IF_ERROR(current.status());
-  unsigned int flags = CU_EVENT_BLOCKING_SYNC;
-  if (timing == Timing::kNone) flags |= CU_EVENT_DISABLE_TIMING;
   CUevent event = nullptr;
-  RETURN_IF_ERROR(CudaStatus(Table().cuEventCreate(&event, flags),
+  constexpr unsigned int kFlags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING;
+  RETURN_IF_ERROR(CudaStatus(Table().cuEventCreate(&event, kFlags),
                              "creating an event on " + context.device().uuid()));
   return Event(context.retained(), event);
 }
@@ -163,15 +162,6 @@ Result<bool> Event::Done() const {
   RETURN_IF_ERROR(current.status());
   return Passed(Table().cuEventQuery(Raw(*this)),
                 "asking an event on " + context_->device().uuid() + " whether it is passed");
-}
-
-Result<double> Event::ElapsedMilliseconds(const Event& from, const Event& to) {
-  const CurrentContext current(from.context_);
-  RETURN_IF_ERROR(current.status());
-  float milliseconds = 0;
-  RETURN_IF_ERROR(CudaStatus(Table().event_elapsed_time(&milliseconds, Raw(from), Raw(to)),
-                             "measuring the time between two events"));
-  return static_cast<double>(milliseconds);
 }
 
 }  // namespace trims::cuda

@@ -59,11 +59,10 @@ class Stream final {
   void* handle_ = nullptr;
 };
 
-// A point in a stream. Events that measure time cost more to record.
+// A point in a stream. Measures no time, which would cost more to record.
 class Event final {
  public:
-  enum class Timing { kNone, kMeasured };
-  static Result<Event> Create(const Context& context, Timing timing = Timing::kNone);
+  static Result<Event> Create(const Context& context);
 
   Event(Event&& other) noexcept;
   Event& operator=(Event&& other) noexcept;
@@ -74,9 +73,6 @@ class Event final {
   // Blocks, without spinning, until the mark is passed. At once if never recorded.
   Status Synchronize() const;
   Result<bool> Done() const;
-
-  // Between two passed marks of events that measure. UNAVAILABLE before that.
-  static Result<double> ElapsedMilliseconds(const Event& from, const Event& to);
 
   void* handle() const { return handle_; }  // CUevent.
 

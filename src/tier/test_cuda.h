@@ -6,7 +6,6 @@
 // failures, small memories) skip there and say so.
 #pragma once
 
-#include <dlfcn.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
@@ -22,42 +21,16 @@
 #include "cuda/driver.h"
 #include "cuda/memory.h"
 #include "cuda/stream.h"
+#include "cuda/test_machine.h"
 #include "fake_cuda/fake_cuda.h"
 #include "tier/test_model.h"
 #include "tier/tier.h"
 
 namespace trims {
 
-inline bool OnRealGpu() {
-  const char* const setting = std::getenv("TRIMS_TEST_REAL_GPU");
-  return setting != nullptr && std::string(setting) == "1";
-}
-
-#define SKIP_ON_REAL_GPU(reason) \
-  if (OnRealGpu()) GTEST_SKIP() << "fake driver only: " reason
-
-// The result's value, or a failed test that says what went wrong.
-template <typename T>
-T Must(Result<T> result) {
-  if (!result.ok()) {
-    ADD_FAILURE() << result.status().ToString();
-    std::abort();
-  }
-  return std::move(result).value();
-}
-
-// A function of the loaded fake library.
-template <typename F>
-F* FakeFunction(const char* name) {
-  static void* const library = ::dlopen(std::getenv("TRIMS_CUDA_LIBRARY"), RTLD_NOW | RTLD_NOLOAD);
-  void* const found = library != nullptr ? ::dlsym(library, name) : nullptr;
-  if (found == nullptr) {
-    std::fprintf(stderr, "the fake driver has no %s\n", name);
-    std::abort();
-  }
-  return reinterpret_cast<F*>(found);
-}
-#define FAKE(name) FakeFunction<decltype(name)>(#name)
+using cuda::FakeFunction;
+using cuda::Must;
+using cuda::OnRealGpu;
 
 inline std::vector<cuda::Device> Devices() { return Must(Must(cuda::Driver::Load())->Devices()); }
 

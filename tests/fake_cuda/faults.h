@@ -1,14 +1,13 @@
 // Which calls of this process fail, and how many there were. Thread-safe.
 #pragma once
 
-// tidy: allow cuda, because the fake driver implements what it declares.
-#include <cuda.h>
-
 #include <cstdint>
 #include <map>
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include "fake_cuda/driver_api.h"
 
 namespace fake_cuda {
 

@@ -1,14 +1,12 @@
 // Kernels that the fake driver knows by name: CPU implementations, for tests, of
 // kernels that src/ and tests/ compile for the GPU. One more needs a function that does the
 // work of a whole grid and a line in the table below.
-// tidy: allow cuda, because the fake driver implements what it declares.
-#include <cuda.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "base/universal_hash.h"
+#include "fake_cuda/driver_api.h"
 #include "fake_cuda/fake_cuda.h"
 
 namespace {

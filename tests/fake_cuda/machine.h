@@ -8,9 +8,6 @@
 // process has to clean up after another. Thread-safe after construction; leaked.
 #pragma once
 
-// tidy: allow cuda, because the fake driver implements what it declares.
-#include <cuda.h>
-
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -18,6 +15,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "fake_cuda/driver_api.h"
 
 namespace fake_cuda {
 

@@ -9,7 +9,6 @@ namespace fake_cuda {
 void Mark::Pass() {
   const std::lock_guard lock(mutex_);
   is_passed_ = true;
-  when_ = std::chrono::steady_clock::now();
   passed_.notify_all();
 }
 
@@ -21,11 +20,6 @@ bool Mark::passed() {
 void Mark::Wait() {
   std::unique_lock lock(mutex_);
   passed_.wait(lock, [this] { return is_passed_; });
-}
-
-std::chrono::steady_clock::time_point Mark::when() {
-  const std::lock_guard lock(mutex_);
-  return when_;
 }
 
 std::shared_ptr<WorkQueue> WorkQueue::Start() {

@@ -6,9 +6,6 @@
 // Thread-safe.
 #pragma once
 
-// tidy: allow cuda, because the fake driver implements what it declares.
-#include <cuda.h>
-
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -16,6 +13,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+
+#include "fake_cuda/driver_api.h"
 
 namespace fake_cuda {
 
@@ -25,13 +24,11 @@ class Mark final {
   void Pass();
   bool passed();
   void Wait();
-  std::chrono::steady_clock::time_point when();  // Of a passed mark.
 
  private:
   std::mutex mutex_;
   std::condition_variable passed_;
   bool is_passed_ = false;
-  std::chrono::steady_clock::time_point when_;
 };
 
 class WorkQueue final {
