@@ -24,11 +24,12 @@
 #include "cuda/device.h"
 #include "cuda/memory.h"
 #include "ipc/region.h"
+#include "tier/direct_read.h"
 
 namespace trims {
 
 // A chunk, and what reading whole blocks of a disk brings beyond it.
-inline constexpr uint64_t kPinnedBufferBytes = kChunkBytes + 2 * kHostPageBytes;
+inline constexpr uint64_t kPinnedBufferBytes = kChunkBytes + DirectFiles::kSlackBytes;
 
 class PinnedPool;
 

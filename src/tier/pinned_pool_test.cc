@@ -79,7 +79,10 @@ TEST_F(PinnedPoolTest, AnEmptyPoolServesToo) {
 }
 
 TEST_F(PinnedPoolTest, EndsInTheMiddleOfItsPreparation) {
-  for (int i = 0; i < 20; ++i) PinnedPool pool(context_, 64 * kPinnedBufferBytes);
+  for (int i = 0; i < 20; ++i) {
+    { const PinnedPool pool(context_, 64 * kPinnedBufferBytes); }
+    EXPECT_EQ(HeldMemoryObjects(), objects_before_) << "its buffers outlive it";
+  }
 }
 
 TEST_F(PinnedPoolTest, IsAsLargeAsTheMachineAllowedAndSaysWhy) {
