@@ -2,8 +2,8 @@
 // processes of the same binary, over one SEQPACKET socket pair.
 //
 // The keeper's ledger is a map from opaque keys to (opaque text, descriptor).
-// It is the worker that knows what they mean (worker_ledger.h); the keeper parses
-// nothing, so that nothing can crash it. Thread-compatible; sends are blocking.
+// It is the worker that knows what they mean; the keeper parses nothing, so that
+// nothing can crash it. Thread-compatible; sends are blocking.
 #pragma once
 
 #include <cstdint>
