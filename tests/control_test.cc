@@ -224,6 +224,7 @@ TEST_F(ControlTest, AReloadChangesWhatCanChangeAndRefusesTheRestWhole) {
   {
     TestDaemon daemon({"--config", file});
     TestControl control(daemon.runtime_dir());
+    daemon.ExpectErrors("configuration not reloaded, keeping the old one", 1);
     EXPECT_EQ(control.Status().eviction_policy(), "lru");
     std::ofstream(file) << "eviction_policy = \"fifo\"\n";
     ::kill(daemon.keeper(), SIGHUP);

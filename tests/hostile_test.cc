@@ -7,7 +7,9 @@
 
 #include <csetjmp>
 #include <memory>
+#include <set>
 
+#include "base/limits.h"
 #include "ipc/test_huge_pages.h"
 #include "tests/raw_client.h"
 #include "tests/test_control.h"
@@ -160,28 +162,32 @@ TEST_F(HostileTest, BadFramesCostTheirSenderTheConnection) {
     std::memcpy(bytes.data() + 6, &flags, 2);
     return bytes;
   };
-  std::vector<std::vector<std::byte>> packets = {
-      std::vector<std::byte>(1),
-      std::vector<std::byte>(15),
-      std::vector<std::byte>(kFrameHeaderBytes),
-      header(kFrameMagic, 0, 0),
-      header(kFrameMagic, 2, 0),
-      header(kFrameMagic, 3, 0),
-      header(kFrameMagic, 5, 0),
-      header(kFrameMagic, 6, 0),
-      header(kFrameMagic, 66, 0),
-      header(kFrameMagic, 9999, 0),
-      header(kFrameMagic, 7, 0x80),
-      header(0x12345678, 7, 0),
-      header(kFrameMagic, 1, 0),
+  std::vector<std::byte> not_a_message = header(kFrameMagic, 2, 0);
+  not_a_message.resize(60'000, std::byte{0xFF});
+  const std::vector<std::pair<std::vector<std::byte>, std::string>> packets = {
+      {std::vector<std::byte>(1), "packet of 1 bytes is shorter than a frame header"},
+      {std::vector<std::byte>(15), "packet of 15 bytes is shorter than a frame header"},
+      {std::vector<std::byte>(kFrameHeaderBytes), "does not start with the frame magic"},
+      {header(0x12345678, 7, 0), "does not start with the frame magic"},
+      {header(kFrameMagic, 0, 0), "unknown frame type 0"},
+      {header(kFrameMagic, 9999, 0), "unknown frame type 9999"},
+      {header(kFrameMagic, 7, 0x80), "unknown frame flags 128 in a frame of type 7"},
+      {header(kFrameMagic, 1, 0), "second hello"},
+      {header(kFrameMagic, 2, 0), "malformed Open"},
+      {header(kFrameMagic, 3, 0), "OpenFile without its descriptor"},
+      {header(kFrameMagic, 4, 0), "malformed Cancel"},
+      {header(kFrameMagic, 5, 0), "malformed Close"},
+      {header(kFrameMagic, 6, 0), "malformed Reattach"},
+      {header(kFrameMagic, 7, 0), "message of type 7 is malformed or not for the daemon"},
+      {header(kFrameMagic, 66, 0), "message of type 66 is malformed or not for the daemon"},
+      {not_a_message, "malformed Open"},
   };
-  packets.push_back(header(kFrameMagic, 2, 0));
-  packets.back().resize(60'000, std::byte{0xFF});
-  for (const auto& packet : packets) {
+  for (const auto& [packet, reason] : packets) {
     RawClient client(daemon_.runtime_dir());
     ASSERT_TRUE(client.Greet());
-    client.SendBytes(packet);
-    EXPECT_TRUE(client.Receive().closed) << packet.size();
+    daemon_.ExpectSessionEnds(reason, 1);
+    ASSERT_TRUE(client.SendBytes(packet));
+    EXPECT_TRUE(client.Receive().closed) << reason;
   }
   ExpectUnharmed();
 }
@@ -192,7 +198,8 @@ TEST_F(HostileTest, BeforeHelloNothingElseIsHeard) {
     RawClient client(daemon_.runtime_dir());
     flatbuffers::FlatBufferBuilder builder;
     builder.Finish(v1::CreateOpenDirect(builder, "m"));
-    client.Send(type, 1, builder);
+    daemon_.ExpectSessionEnds("first message is not a hello", 1);
+    ASSERT_TRUE(client.Send(type, 1, builder));
     EXPECT_TRUE(client.Receive().closed);
   }
   ExpectUnharmed();
@@ -202,7 +209,8 @@ TEST_F(HostileTest, AnotherMajorVersionIsRefusedInWords) {
   RawClient client(daemon_.runtime_dir());
   flatbuffers::FlatBufferBuilder builder;
   builder.Finish(v1::CreateHelloDirect(builder, 99, 0, "from the future"));
-  client.Send(FrameType::kHello, 1, builder);
+  daemon_.ExpectSessionEnds("protocol of another major version", 1);
+  ASSERT_TRUE(client.Send(FrameType::kHello, 1, builder));
   const RawPacket answer = client.Receive();
   ASSERT_EQ(answer.header.type, FrameType::kFailed);
   EXPECT_NE(answer.As<v1::Failed>()->message()->str().find("protocol 1"), std::string::npos);
@@ -218,17 +226,23 @@ TEST_F(HostileTest, PushedDescriptorsAreClosedAndEndTheSession) {
     ASSERT_TRUE(client.Greet());
     flatbuffers::FlatBufferBuilder builder;
     builder.Finish(v1::CreatePing(builder));
-    client.Send(FrameType::kPing, 5, builder, std::vector<int>(i % 2 == 0 ? 1 : 200, file.get()));
+    daemon_.ExpectSessionEnds(i % 2 == 0 ? "descriptor with a message that takes none"
+                                         : "more than the 1 descriptors allowed came with it",
+                              1);
+    ASSERT_TRUE(client.Send(FrameType::kPing, 5, builder,
+                            std::vector<int>(i % 2 == 0 ? 1 : 200, file.get())));
     EXPECT_TRUE(client.Receive().closed);
   }
   // Before hello, descriptors do not even arrive.
+  daemon_.ExpectSessionEnds("more than the 0 descriptors allowed came with it", 1);
   RawClient early(daemon_.runtime_dir());
   flatbuffers::FlatBufferBuilder builder;
   builder.Finish(v1::CreateHelloDirect(builder, kProtocolMajor, kProtocolMinor, "raw"));
-  early.Send(FrameType::kHello, 1, builder, std::vector<int>(100, file.get()));
-  (void)early.Receive();
+  ASSERT_TRUE(early.Send(FrameType::kHello, 1, builder, std::vector<int>(100, file.get())));
+  EXPECT_TRUE(early.Receive().closed);
   ExpectUnharmed();
-  EXPECT_TRUE(Eventually([&] { return CountDescriptors(*daemon_.Worker()) <= before + 4; }))
+  // The connections of ExpectUnharmed's calls end in their own time.
+  EXPECT_TRUE(Eventually([&] { return CountDescriptors(*daemon_.Worker()) <= before; }))
       << CountDescriptors(*daemon_.Worker()) << " before: " << before;
 }
 
@@ -264,24 +278,56 @@ TEST_F(HostileTest, PassedDescriptorsThatAreNoWeightsFilesAreRefusedInWords) {
   ExpectUnharmed();
 }
 
+// What an open of a file answers that somebody cuts meanwhile, by when that is.
 TEST_F(HostileTest, AFileThatIsCutWhileItIsReadIsAnErrorOfThatOpenOnly) {
+  const auto model = PatternModel(52, 40, 1'000'000);
   const std::string path = daemon_.root() + "/shrinking.safetensors";
-  const std::string bytes = format::WriteSafetensors(PatternModel(52, 40, 1'000'000));
-  for (int round = 0; round < 5; ++round) {
+  const std::string bytes = format::WriteSafetensors(model);
+  // Cuts the file when an open reaches a phase, which goes on in the daemon.
+  struct Cut {
+    std::string path;
+    trims_phase at;
+    bool done = false;
+    void Now() {
+      ASSERT_EQ(::truncate(path.c_str(), 1000), 0);
+      done = true;
+    }
+  };
+  constexpr trims_phase kBefore = -1, kAfter = -2;
+  for (const trims_phase when : std::initializer_list<trims_phase>{
+           kBefore, TRIMS_PHASE_RESOLVING, TRIMS_PHASE_HASHING, TRIMS_PHASE_LOADING, kAfter}) {
     std::ofstream(path, std::ios::binary) << bytes;
     trims_client* client = daemon_.Connect();
-    const int fd = ::open(path.c_str(), O_RDWR);
-    std::thread cut([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2 * round));
-      (void)!::truncate(path.c_str(), 1000);
-    });
+    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    Cut cut{path, when};
+    if (when == kBefore) cut.Now();
+    trims_open_options options = TRIMS_OPEN_OPTIONS_INIT;
+    options.progress_user = &cut;
+    options.progress = [](void* user, trims_phase phase, uint64_t, uint64_t) {
+      auto* const mine = static_cast<Cut*>(user);
+      if (phase == mine->at && !mine->done) mine->Now();
+      return 0;
+    };
     trims_lease* lease = nullptr;
+    trims_error* error = nullptr;
     const trims_status status =
-        trims_lease_open_file(client, fd, "shrinking", nullptr, &lease, nullptr);
-    EXPECT_TRUE(status == TRIMS_OK || status == TRIMS_ABORTED || status == TRIMS_DATA_LOSS ||
-                status == TRIMS_INVALID_ARGUMENT || status == TRIMS_OUT_OF_RANGE)
-        << status;
-    cut.join();
+        trims_lease_open_file(client, fd, "shrinking", &options, &lease, &error);
+    const std::string message = trims_error_message(error);
+    if (when == kAfter) cut.Now();
+    if (status == TRIMS_OK) {
+      // Every byte had been read, and what was lent stays as it was.
+      EXPECT_NE(when, kBefore);
+      EXPECT_TRUE(HoldsModel(lease, model)) << when;
+    } else {
+      EXPECT_NE(when, kAfter) << message;
+      // Seen while it was read; or whoever then looked again saw a short file.
+      const bool seen = status == TRIMS_ABORTED && when != kBefore;
+      EXPECT_EQ(status, seen ? TRIMS_ABORTED : TRIMS_INVALID_ARGUMENT) << message;
+      EXPECT_NE(message.find(seen ? "changed while it was being read" : "is truncated"),
+                std::string::npos)
+          << message;
+    }
+    trims_error_free(error);
     trims_lease_close(lease);
     trims_client_disconnect(client);
     ::close(fd);
@@ -295,6 +341,7 @@ TEST_F(HostileTest, ASilentClientIsHungUpOnAndNobodyWaitsForIt) {
   trims_client* client = daemon_.Connect();
   EXPECT_EQ(trims_client_ping(client, nullptr), TRIMS_OK);
   trims_client_disconnect(client);
+  daemon_.ExpectSessionEnds("no hello in time", 1);
   EXPECT_TRUE(silent.Receive().closed);  // When its time for a hello is over.
   ExpectUnharmed();
 }
@@ -303,6 +350,7 @@ TEST_F(HostileTest, AClientThatNeverReadsIsDroppedAndOthersAreServed) {
   RawClient deaf(daemon_.runtime_dir());
   ASSERT_TRUE(deaf.Greet());
   // Until the daemon hangs up: its buffers for this client are bounded.
+  daemon_.ExpectSessionEnds("does not read its answers", 1);
   uint64_t request = 2;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   for (;;) {
@@ -315,23 +363,24 @@ TEST_F(HostileTest, AClientThatNeverReadsIsDroppedAndOthersAreServed) {
 }
 
 TEST_F(HostileTest, SessionsOfOneUidAreBoundedAndOtherUidsAreServed) {
+  constexpr int kAllowed = 200, kTooMany = 60;
   std::vector<std::unique_ptr<RawClient>> crowd;
-  int refused = 0, refused_in_words = 0;
-  for (int i = 0; i < 260; ++i) {
+  for (int i = 0; i < kAllowed; ++i) {
     crowd.push_back(std::make_unique<RawClient>(daemon_.runtime_dir()));
-    if (!crowd.back()->connected()) break;
-    crowd.back()->SendHello();
-    const RawPacket answer = crowd.back()->Receive();
-    if (answer.closed) ++refused;  // The words were lost when both ends spoke at a time.
-    if (answer.header.type == FrameType::kFailed) {
-      ++refused;
-      ++refused_in_words;
-      EXPECT_NE(answer.As<v1::Failed>()->message()->str().find("sessions_per_uid_max"),
-                std::string::npos);
-    }
+    ASSERT_TRUE(crowd.back()->Greet()) << i;
   }
-  EXPECT_EQ(refused, 60);
-  EXPECT_GT(refused_in_words, 0);
+  daemon_.ExpectSessionEnds("too many sessions of one uid", kTooMany);
+  for (int i = 0; i < kTooMany; ++i) {
+    // Says nothing: whoever speaks while the daemon hangs up may lose its words.
+    RawClient refused(daemon_.runtime_dir());
+    const RawPacket answer = refused.Receive();
+    ASSERT_FALSE(answer.closed) << i;
+    ASSERT_EQ(answer.header.type, FrameType::kFailed);
+    const auto* const failed = answer.As<v1::Failed>();
+    EXPECT_EQ(failed->code(), static_cast<int>(StatusCode::kResourceExhausted));
+    EXPECT_NE(failed->message()->str().find("sessions_per_uid_max"), std::string::npos);
+    EXPECT_TRUE(refused.Receive().closed);
+  }
   if (::geteuid() == 0) {
     const pid_t other = StartChild(
         [&] {
@@ -350,20 +399,35 @@ TEST_F(HostileTest, OpensInFlightOfOneSessionAreBounded) {
   daemon_.WriteModel("big", big);
   RawClient client(daemon_.runtime_dir());
   ASSERT_TRUE(client.Greet());
-  for (uint64_t request = 10; request < 110; ++request)
-    ASSERT_TRUE(client.SendOpen(request, "big"));
-  int leased = 0, refused = 0;
-  for (int i = 0; i < 100; ++i) {
+  // All are there before the worker sees the first, so it takes them in a few turns of its loop,
+  // and reading and hashing 80 MB takes many times that: none is answered before the last is seen.
+  constexpr int kSent = 100;
+  const pid_t worker = *daemon_.Worker();
+  ASSERT_EQ(::kill(worker, SIGSTOP), 0);
+  for (uint64_t i = 0; i < kSent; ++i) ASSERT_TRUE(client.SendOpen(10 + i, "big"));
+  ASSERT_EQ(::kill(worker, SIGCONT), 0);
+  std::set<uint64_t> leased, refused, leases;
+  for (int i = 0; i < kSent; ++i) {
     const RawPacket answer = client.Receive();
     ASSERT_FALSE(answer.closed);
-    if (answer.header.type == FrameType::kOpened) ++leased;
-    if (answer.header.type == FrameType::kFailed) {
-      ++refused;
-      EXPECT_EQ(answer.As<v1::Failed>()->code(), static_cast<int>(StatusCode::kResourceExhausted));
+    if (answer.header.type == FrameType::kOpened) {
+      leased.insert(answer.header.request_id);
+      leases.insert(answer.As<v1::Opened>()->lease_id());
+      continue;
     }
+    ASSERT_EQ(answer.header.type, FrameType::kFailed);
+    EXPECT_EQ(answer.As<v1::Failed>()->code(), static_cast<int>(StatusCode::kResourceExhausted));
+    refused.insert(answer.header.request_id);
   }
-  EXPECT_EQ(leased + refused, 100);
-  EXPECT_GE(leased, 64);
+  std::set<uint64_t> first, others;
+  for (uint64_t i = 0; i < kSent; ++i)
+    (i < kMaxOpensInFlightPerSession ? first : others).insert(10 + i);
+  EXPECT_EQ(leased, first);
+  EXPECT_EQ(leases.size(), first.size());
+  EXPECT_EQ(refused, others);
+  // Each that was answered makes room for one more.
+  ASSERT_TRUE(client.SendOpen(1000, "big"));
+  EXPECT_EQ(client.Receive().header.type, FrameType::kOpened);
 }
 
 TEST_F(HostileTest, LeasesOfOthersCanNotBeClosedAndADoubleCloseIsAnError) {

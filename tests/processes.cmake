@@ -13,6 +13,7 @@ function(trims_process_test name)
   endif()
 endfunction()
 
+trims_process_test(test_daemon_test SRCS test_daemon_test.cc DEPS trims_ipc trims_lease_proto TIMEOUT 300)
 trims_process_test(daemon_test SRCS daemon_test.cc TIMEOUT 300)
 trims_process_test(crash_test SRCS crash_test.cc DEPS trims_control_proto gRPC::grpc++ TIMEOUT 300 LABELS stress)
 trims_process_test(hostile_test SRCS hostile_test.cc DEPS trims_control_proto gRPC::grpc++ trims_ipc trims_lease_proto

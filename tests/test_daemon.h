@@ -1,6 +1,7 @@
 // A real daemon for tests: trimsd in its own temporary directories, and models
-// written on the spot. The daemon ends with the object, and must have ended well.
-// Header only.
+// written on the spot. The daemon ends with the object, and must have ended well:
+// with status 0, and without a session's end or an error in its log that the test
+// did not announce. Header only.
 #pragma once
 
 #include <fcntl.h>
@@ -8,6 +9,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -32,6 +34,7 @@
 
 #include "base/unique_fd.h"
 #include "format/test_files.h"
+#include "tests/log_judge.h"
 #include "trims/trims.h"
 
 namespace trims::testing_support {
@@ -141,6 +144,7 @@ class TestDaemon final {
     std::vector<std::string> args = {DaemonBinary(), "--runtime-dir", runtime_dir(), "--state-dir",
                                      state_dir(),    "--base-dir",    base_dir()};
     args.insert(args.end(), flags_.begin(), flags_.end());
+    StartWatcher();
     keeper_ = ::fork();
     ASSERT_GE(keeper_, 0);
     if (keeper_ == 0) {
@@ -159,20 +163,51 @@ class TestDaemon final {
     ASSERT_EQ(::poll(&wait, 1, 60'000), 1) << "trimsd did not become ready:\n" << Log();
   }
 
-  // Exit status of the keeper; 0 is expected.
-  int Stop() {
+  // Exit status of the keeper; `expected` is expected. Judges the log.
+  int Stop(int expected = 0) {
     if (keeper_ <= 0) return 0;
     ::kill(keeper_, SIGTERM);
+    return WaitUntilStopped(expected);
+  }
+  // The same for a daemon that ends by itself.
+  int WaitUntilStopped(int expected) {
     const int status = WaitChild(keeper_);
     keeper_ = -1;
-    EXPECT_EQ(status, 0) << Log();
+    ::kill(watcher_, SIGKILL);
+    (void)WaitChild(watcher_);
+    const std::string log = Log();
+    EXPECT_EQ(status, expected) << log;
+    const std::string wrong = judge_.Judge(std::string_view(log).substr(judged_));
+    judged_ = log.size();
+    EXPECT_EQ(wrong + Text("/lies"), "") << "in this log:\n" << log;
+    ::unlink((root_ + "/lies").c_str());
     return status;
   }
 
-  // Kills the worker of the moment and waits until another one is there.
+  // Announces that before the next Stop the daemon will hang up on clients: sessions that end
+  // with `reason` in their log line, from `at_least` to `at_most` of them. Any other end that is
+  // not the client's own fails the test, and so does "process ended" of a process that lives.
+  void ExpectSessionEnds(const std::string& reason, int at_least, int at_most) {
+    judge_.ExpectSessionEnds(reason, at_least, at_most);
+  }
+  void ExpectSessionEnds(const std::string& reason, int exactly) {
+    judge_.ExpectSessionEnds(reason, exactly, exactly);
+  }
+  // The same for lines of level error.
+  void ExpectErrors(const std::string& words, int at_least, int at_most) {
+    judge_.ExpectErrors(words, at_least, at_most);
+  }
+  void ExpectErrors(const std::string& words, int exactly) {
+    judge_.ExpectErrors(words, exactly, exactly);
+  }
+  // For a test that kills so many workers, each once.
+  void ExpectWorkerDeaths(int exactly) { ExpectErrors(", starting another pid=", exactly); }
+
+  // Kills the worker of the moment, which this announces, and waits until another one is there.
   void KillWorker() {
     std::optional<pid_t> worker = Worker();
     if (!worker) return;
+    ExpectWorkerDeaths(1);
     ::kill(*worker, SIGKILL);
     EXPECT_TRUE(Eventually([&] {
       const auto now = Worker();
@@ -180,12 +215,7 @@ class TestDaemon final {
     }));
   }
 
-  std::string Log() const {
-    std::ifstream in(root_ + "/log");
-    std::stringstream text;
-    text << in.rdbuf();
-    return text.str();
-  }
+  std::string Log() const { return Text("/log"); }
 
   // A directory model under base_dir: model.safetensors with these tensors.
   void WriteModel(const std::string& name, const std::vector<format::TestTensor>& tensors) {
@@ -210,10 +240,54 @@ class TestDaemon final {
   }
 
  private:
+  std::string Text(const std::string& name) const {
+    std::ifstream in(root_ + name);
+    std::stringstream text;
+    text << in.rdbuf();
+    return text.str();
+  }
+
+  // A process that reads the log as it grows, and writes to the file "lies" which sessions were
+  // ended because of a process that still lives: at Stop it may be gone. It keeps nothing open
+  // of this process, whose tests wait for ends of pipes.
+  void StartWatcher() {
+    watcher_ = StartChild([this] {
+      ::close_range(3, ~0u, 0);
+      const std::string path = root_ + "/log";
+      const int changes = ::inotify_init1(IN_CLOEXEC);
+      const int log = ::open(path.c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0644);
+      const int lies =
+          ::open((root_ + "/lies").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+      if (::inotify_add_watch(changes, path.c_str(), IN_MODIFY) < 0) return 1;
+      ::lseek(log, static_cast<off_t>(judged_), SEEK_SET);
+      std::string line;
+      char buffer[4096];
+      for (;;) {
+        for (ssize_t got; (got = ::read(log, buffer, sizeof buffer)) > 0;) {
+          for (const char c : std::string_view(buffer, static_cast<size_t>(got))) {
+            if (c != '\n') {
+              line += c;
+              continue;
+            }
+            if (LogJudge::HungUpOnTheLiving(line)) {
+              line = "the process lived: " + line + "\n";
+              (void)!::write(lies, line.data(), line.size());
+            }
+            line.clear();
+          }
+        }
+        if (::read(changes, buffer, sizeof buffer) <= 0) return 1;
+      }
+    });
+  }
+
   std::vector<std::string> flags_;
   std::map<std::string, std::string> environment_;
   std::string root_;
   pid_t keeper_ = -1;
+  pid_t watcher_ = -1;
+  LogJudge judge_;
+  size_t judged_ = 0;  // Bytes of the log.
 };
 
 // Tensor "t<i>" of `bytes` bytes whose every word depends on seed, i and position.
