@@ -145,7 +145,8 @@ typedef struct trims_connect_options {
   uint32_t daemon_uid;
 } trims_connect_options;
 
-#define TRIMS_CONNECT_OPTIONS_INIT {sizeof(trims_connect_options), NULL, NULL, 0, 0, 0}
+#define TRIMS_CONNECT_OPTIONS_INIT \
+  { sizeof(trims_connect_options), NULL, NULL, 0, 0, 0 }
 
 /* Connects to the daemon. `options` may be NULL. Ended by trims_client_disconnect.
  * Blocks for at most connect_timeout_ms. TRIMS_UNAVAILABLE when no daemon runs;
@@ -185,7 +186,7 @@ TRIMS_API trims_status trims_client_service(trims_client* client, trims_error** 
 
 typedef int32_t trims_tier;
 enum {
-  TRIMS_TIER_HOST = 0,  /* Memory of the machine. */
+  TRIMS_TIER_HOST = 0, /* Memory of the machine. */
   /* Memory of a GPU. The library then loads the CUDA driver, libcuda.so.1, and starts it if the
    * process has not; it makes no context and leaves the current one alone. */
   TRIMS_TIER_DEVICE = 1
@@ -223,8 +224,8 @@ typedef int (*trims_progress_fn)(void* user, trims_phase phase, uint64_t done_by
                                  uint64_t total_bytes);
 
 typedef struct trims_open_options {
-  size_t struct_size;      /* sizeof(trims_open_options); TRIMS_OPEN_OPTIONS_INIT sets it. */
-  trims_tier tier;         /* TRIMS_TIER_*. */
+  size_t struct_size; /* sizeof(trims_open_options); TRIMS_OPEN_OPTIONS_INIT sets it. */
+  trims_tier tier;    /* TRIMS_TIER_*. */
   /* With TRIMS_TIER_DEVICE: "GPU-…" or "MIG-…", whatever CUDA_VISIBLE_DEVICES makes
    * its number here. NULL: the device that device_ordinal says. */
   const char* device_uuid;
@@ -243,7 +244,7 @@ typedef struct trims_open_options {
 } trims_open_options;
 
 #define TRIMS_OPEN_OPTIONS_INIT \
-  {sizeof(trims_open_options), 0, NULL, 0, NULL, 0, 0, NULL, NULL, 0, 0}
+  { sizeof(trims_open_options), 0, NULL, 0, NULL, 0, 0, NULL, NULL, 0, 0 }
 
 /* Leases a model by name, "[namespace/]name[:version]", or by content,
  * "@sha256:" and 64 hexadecimal digits. Blocks until the model is resident, which
@@ -264,8 +265,8 @@ TRIMS_API trims_status trims_lease_open(trims_client* client, const char* name,
  * process may not read. `fd` is borrowed for the call. `label` is shown in
  * listings; it may be NULL. @since 0.1 */
 TRIMS_API trims_status trims_lease_open_file(trims_client* client, int fd, const char* label,
-                                             const trims_open_options* options,
-                                             trims_lease** lease, trims_error** error);
+                                             const trims_open_options* options, trims_lease** lease,
+                                             trims_error** error);
 
 /* The most memory that this process used beside the weights while it worked with
  * them, in bytes. Sent with trims_lease_close; the daemon's admission uses it for
@@ -283,13 +284,13 @@ TRIMS_API void trims_lease_close(trims_lease* lease);
 /* Getters of a lease, constant for its life. With NULL: 0 or NULL. @since 0.1 */
 TRIMS_API const uint8_t* trims_lease_digest(const trims_lease* lease);   /* 32 bytes. */
 TRIMS_API const char* trims_lease_digest_text(const trims_lease* lease); /* "sha256:…" */
-TRIMS_API uint64_t trims_lease_generation(const trims_lease* lease); /* Number of the load. */
+TRIMS_API uint64_t trims_lease_generation(const trims_lease* lease);     /* Number of the load. */
 TRIMS_API trims_tier trims_lease_tier(const trims_lease* lease);
 TRIMS_API const char* trims_lease_device_uuid(const trims_lease* lease); /* "" on the host. */
 /* The device's number in this process; -1 on the host. */
 TRIMS_API int32_t trims_lease_device_ordinal(const trims_lease* lease);
 TRIMS_API trims_granularity trims_lease_granularity(const trims_lease* lease); /* The one used. */
-TRIMS_API uint64_t trims_lease_total_bytes(const trims_lease* lease); /* Of all extents. */
+TRIMS_API uint64_t trims_lease_total_bytes(const trims_lease* lease);          /* Of all extents. */
 /* The directory of a named model, for its graph and labels; "" when there is none. */
 TRIMS_API const char* trims_lease_model_dir(const trims_lease* lease);
 /* 1 when this open caused or joined a load, 0 when the model was resident. */

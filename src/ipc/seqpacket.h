@@ -22,7 +22,7 @@ Status SendPacket(int socket, std::span<const std::byte> header, std::span<const
                   std::span<const int> fds);
 
 struct ReceivedPacket {
-  size_t size = 0;            // Bytes written to the buffer; 0 with `closed` at end of file.
+  size_t size = 0;  // Bytes written to the buffer; 0 with `closed` at end of file.
   bool closed = false;
   std::vector<UniqueFd> fds;  // Close-on-exec.
 };
@@ -54,6 +54,7 @@ Result<UniqueFd> ListenAt(const std::string& path, int type, mode_t mode);
 // Connects to `path` after checking what a planted socket could not fake: the
 // directory and the socket belong to root, to this process's uid, or to
 // `expected_owner` (when not -1), and others may not write the directory.
-Result<UniqueFd> ConnectTo(const std::string& path, int type, uid_t expected_owner = static_cast<uid_t>(-1));
+Result<UniqueFd> ConnectTo(const std::string& path, int type,
+                           uid_t expected_owner = static_cast<uid_t>(-1));
 
 }  // namespace trims

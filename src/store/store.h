@@ -8,10 +8,11 @@
 //
 // States of a replica:
 //
-//   absent --open/load/adopt--> loading --finished--> ready --force evict--> draining --last close--> absent
-//                                  |                    |                        ^
-//                                  +--failed--> absent  +--evicted, expired--> absent
-//                                                       +--quarantine--> quarantined --last close--> absent
+//   absent --open, load, adopt--> loading --finished--> ready --force evict--> draining
+//   loading --failed--> absent
+//   ready --evicted, expired--> absent
+//   ready, draining --quarantine--> quarantined
+//   draining, quarantined --last close--> absent
 //
 // Invariants (CheckInvariants): no leased, pinned or loading replica is ever
 // evicted, under any policy; tier use never exceeds the budget; at most one load
@@ -69,7 +70,8 @@
 // end of a load that leased nothing, or unpinning, and never runs out before the
 // adoption grace. It is stopped by a lease or a pin. Zero, policy eager,
 // persist_host = false in host tiers, and persist_only_host in all others drop a replica
-// in the Apply that ended its last lease; a prefetched one stays for its first. Longer ones are dropped by Tick.
+// in the Apply that ended its last lease; a prefetched one stays for its first. Longer ones are
+// dropped by Tick.
 //
 // Draining (EvictAsked with force on a leased replica): no new lease; the bytes
 // are good, so a fresh open starts a new incarnation, with a new generation, that
@@ -122,10 +124,10 @@ class Store final {
   // nullopt when nothing is remembered of the model.
   std::optional<bool> IsPublic(const Digest& model) const;
 
-  std::vector<ReplicaView> Replicas() const;               // Sorted by name, then key.
+  std::vector<ReplicaView> Replicas() const;  // Sorted by name, then key.
   // The incarnation that opens get; without one, the latest that is still leased.
   std::optional<ReplicaView> Find(const ReplicaKey& key) const;
-  std::vector<LeaseView> Leases() const;                   // Sorted by id.
+  std::vector<LeaseView> Leases() const;  // Sorted by id.
   std::vector<TierView> Tiers() const;
   const Config& config() const;
   // When the next keep_alive runs out, for the caller's timer.
