@@ -36,8 +36,9 @@ Result<Digest> Digest::Parse(std::string_view text) {
     const int high = HexValue(hex[2 * i]);
     const int low = HexValue(hex[2 * i + 1]);
     if (high < 0 || low < 0) {
-      return InvalidArgumentError("digest has a character that is not a hexadecimal digit at position " +
-                                  std::to_string(high < 0 ? 2 * i : 2 * i + 1));
+      return InvalidArgumentError(
+          "digest has a character that is not a hexadecimal digit at position " +
+          std::to_string(high < 0 ? 2 * i : 2 * i + 1));
     }
     digest.bytes[i] = static_cast<uint8_t>(high << 4 | low);
   }

@@ -40,18 +40,20 @@ struct DTypeTraits {
   uint32_t bits;
 };
 inline constexpr DTypeTraits kDTypeTraits[kDTypeCount] = {
-    {"BOOL", 8},    {"U8", 8},       {"I8", 8},          {"U16", 16},        {"I16", 16},
-    {"F16", 16},    {"BF16", 16},    {"U32", 32},        {"I32", 32},        {"F32", 32},
-    {"U64", 64},    {"I64", 64},     {"F64", 64},        {"C64", 64},        {"F8_E5M2", 8},
-    {"F8_E4M3", 8}, {"F8_E8M0", 8},  {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"F6_E2M3", 6},
+    {"BOOL", 8},    {"U8", 8},      {"I8", 8},          {"U16", 16},        {"I16", 16},
+    {"F16", 16},    {"BF16", 16},   {"U32", 32},        {"I32", 32},        {"F32", 32},
+    {"U64", 64},    {"I64", 64},    {"F64", 64},        {"C64", 64},        {"F8_E5M2", 8},
+    {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"F6_E2M3", 6},
     {"F6_E3M2", 6}, {"F4", 4},
 };
 
 constexpr std::string_view DTypeName(DType dtype) {
-  return static_cast<uint8_t>(dtype) < kDTypeCount ? kDTypeTraits[static_cast<uint8_t>(dtype)].name : "?";
+  return static_cast<uint8_t>(dtype) < kDTypeCount ? kDTypeTraits[static_cast<uint8_t>(dtype)].name
+                                                   : "?";
 }
 constexpr uint32_t DTypeBits(DType dtype) {
-  return static_cast<uint8_t>(dtype) < kDTypeCount ? kDTypeTraits[static_cast<uint8_t>(dtype)].bits : 0;
+  return static_cast<uint8_t>(dtype) < kDTypeCount ? kDTypeTraits[static_cast<uint8_t>(dtype)].bits
+                                                   : 0;
 }
 constexpr std::optional<DType> DTypeFromName(std::string_view name) {
   for (uint8_t i = 0; i < kDTypeCount; ++i) {

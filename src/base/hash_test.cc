@@ -10,7 +10,8 @@ TEST(Sha256Test, AgreesWithThePublishedVector) {
   Sha256 hash;
   hash.Update(std::string_view("a"));
   hash.Update(std::string_view("bc"));
-  EXPECT_EQ(hash.Finish().ToHex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(hash.Finish().ToHex(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
 TEST(ChecksumTest, DependsOnEveryByteAndOnTheSeed) {

@@ -9,23 +9,40 @@ namespace trims {
 
 std::string_view StatusCodeName(StatusCode code) {
   switch (code) {
-    case StatusCode::kOk: return "OK";
-    case StatusCode::kCancelled: return "CANCELLED";
-    case StatusCode::kUnknown: return "UNKNOWN";
-    case StatusCode::kInvalidArgument: return "INVALID_ARGUMENT";
-    case StatusCode::kDeadlineExceeded: return "DEADLINE_EXCEEDED";
-    case StatusCode::kNotFound: return "NOT_FOUND";
-    case StatusCode::kAlreadyExists: return "ALREADY_EXISTS";
-    case StatusCode::kPermissionDenied: return "PERMISSION_DENIED";
-    case StatusCode::kResourceExhausted: return "RESOURCE_EXHAUSTED";
-    case StatusCode::kFailedPrecondition: return "FAILED_PRECONDITION";
-    case StatusCode::kAborted: return "ABORTED";
-    case StatusCode::kOutOfRange: return "OUT_OF_RANGE";
-    case StatusCode::kUnimplemented: return "UNIMPLEMENTED";
-    case StatusCode::kInternal: return "INTERNAL";
-    case StatusCode::kUnavailable: return "UNAVAILABLE";
-    case StatusCode::kDataLoss: return "DATA_LOSS";
-    case StatusCode::kUnauthenticated: return "UNAUTHENTICATED";
+    case StatusCode::kOk:
+      return "OK";
+    case StatusCode::kCancelled:
+      return "CANCELLED";
+    case StatusCode::kUnknown:
+      return "UNKNOWN";
+    case StatusCode::kInvalidArgument:
+      return "INVALID_ARGUMENT";
+    case StatusCode::kDeadlineExceeded:
+      return "DEADLINE_EXCEEDED";
+    case StatusCode::kNotFound:
+      return "NOT_FOUND";
+    case StatusCode::kAlreadyExists:
+      return "ALREADY_EXISTS";
+    case StatusCode::kPermissionDenied:
+      return "PERMISSION_DENIED";
+    case StatusCode::kResourceExhausted:
+      return "RESOURCE_EXHAUSTED";
+    case StatusCode::kFailedPrecondition:
+      return "FAILED_PRECONDITION";
+    case StatusCode::kAborted:
+      return "ABORTED";
+    case StatusCode::kOutOfRange:
+      return "OUT_OF_RANGE";
+    case StatusCode::kUnimplemented:
+      return "UNIMPLEMENTED";
+    case StatusCode::kInternal:
+      return "INTERNAL";
+    case StatusCode::kUnavailable:
+      return "UNAVAILABLE";
+    case StatusCode::kDataLoss:
+      return "DATA_LOSS";
+    case StatusCode::kUnauthenticated:
+      return "UNAUTHENTICATED";
   }
   return "UNKNOWN";
 }
@@ -37,8 +54,10 @@ std::string Status::ToString() const {
   return text;
 }
 
-#define TRIMS_DEFINE_ERROR_(name) \
-  Status name##Error(std::string message) { return Status(StatusCode::k##name, std::move(message)); }
+#define TRIMS_DEFINE_ERROR_(name)                           \
+  Status name##Error(std::string message) {                 \
+    return Status(StatusCode::k##name, std::move(message)); \
+  }
 TRIMS_DEFINE_ERROR_(InvalidArgument)
 TRIMS_DEFINE_ERROR_(NotFound)
 TRIMS_DEFINE_ERROR_(AlreadyExists)
@@ -58,31 +77,75 @@ TRIMS_DEFINE_ERROR_(Cancelled)
 Status ErrnoStatus(int errnum, std::string_view what) {
   StatusCode code = StatusCode::kUnknown;
   switch (errnum) {
-    case ENOENT: case ENODEV: case ENXIO: case ESRCH:
-      code = StatusCode::kNotFound; break;
+    case ENOENT:
+    case ENODEV:
+    case ENXIO:
+    case ESRCH:
+      code = StatusCode::kNotFound;
+      break;
     case EEXIST:
-      code = StatusCode::kAlreadyExists; break;
-    case EACCES: case EPERM: case EROFS:
-      code = StatusCode::kPermissionDenied; break;
-    case ENOMEM: case ENOSPC: case EMFILE: case ENFILE: case EDQUOT: case ETOOMANYREFS: case ENOBUFS:
-      code = StatusCode::kResourceExhausted; break;
-    case EINVAL: case EBADF: case ENOTSOCK: case ENAMETOOLONG: case ENOTDIR: case EISDIR: case ELOOP:
-      code = StatusCode::kInvalidArgument; break;
-    case EBUSY: case ETXTBSY: case ENOTEMPTY:
-      code = StatusCode::kFailedPrecondition; break;
-    case ETIMEDOUT: case EAGAIN:
-      code = StatusCode::kDeadlineExceeded; break;
-    case ECONNREFUSED: case ECONNRESET: case EPIPE: case ENOTCONN: case EHOSTDOWN: case ENETDOWN:
-      code = StatusCode::kUnavailable; break;
-    case ENOSYS: case EOPNOTSUPP: case EPROTONOSUPPORT:
-      code = StatusCode::kUnimplemented; break;
-    case EIO: case EBADMSG:
-      code = StatusCode::kDataLoss; break;
-    case ECANCELED: case EINTR:
-      code = StatusCode::kCancelled; break;
-    case ERANGE: case EOVERFLOW: case EFBIG:
-      code = StatusCode::kOutOfRange; break;
-    default: break;
+      code = StatusCode::kAlreadyExists;
+      break;
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      code = StatusCode::kPermissionDenied;
+      break;
+    case ENOMEM:
+    case ENOSPC:
+    case EMFILE:
+    case ENFILE:
+    case EDQUOT:
+    case ETOOMANYREFS:
+    case ENOBUFS:
+      code = StatusCode::kResourceExhausted;
+      break;
+    case EINVAL:
+    case EBADF:
+    case ENOTSOCK:
+    case ENAMETOOLONG:
+    case ENOTDIR:
+    case EISDIR:
+    case ELOOP:
+      code = StatusCode::kInvalidArgument;
+      break;
+    case EBUSY:
+    case ETXTBSY:
+    case ENOTEMPTY:
+      code = StatusCode::kFailedPrecondition;
+      break;
+    case ETIMEDOUT:
+    case EAGAIN:
+      code = StatusCode::kDeadlineExceeded;
+      break;
+    case ECONNREFUSED:
+    case ECONNRESET:
+    case EPIPE:
+    case ENOTCONN:
+    case EHOSTDOWN:
+    case ENETDOWN:
+      code = StatusCode::kUnavailable;
+      break;
+    case ENOSYS:
+    case EOPNOTSUPP:
+    case EPROTONOSUPPORT:
+      code = StatusCode::kUnimplemented;
+      break;
+    case EIO:
+    case EBADMSG:
+      code = StatusCode::kDataLoss;
+      break;
+    case ECANCELED:
+    case EINTR:
+      code = StatusCode::kCancelled;
+      break;
+    case ERANGE:
+    case EOVERFLOW:
+    case EFBIG:
+      code = StatusCode::kOutOfRange;
+      break;
+    default:
+      break;
   }
   char buffer[128];
   const char* text = strerror_r(errnum, buffer, sizeof buffer);  // The GNU variant.

@@ -115,11 +115,11 @@ class [[nodiscard]] Result final {
 
 // Returns from the enclosing function when `expr`, a Status, is not OK.
 #define RETURN_IF_ERROR(expr) RETURN_IF_ERROR_IMPL_(TRIMS_CONCAT_(status_, __COUNTER__), expr)
-#define RETURN_IF_ERROR_IMPL_(status, expr)                \
-  do {                                                     \
-    if (::trims::Status status = (expr); !status.ok()) {   \
-      return status;                                       \
-    }                                                      \
+#define RETURN_IF_ERROR_IMPL_(status, expr)              \
+  do {                                                   \
+    if (::trims::Status status = (expr); !status.ok()) { \
+      return status;                                     \
+    }                                                    \
   } while (false)
 
 // ASSIGN_OR_RETURN(auto x, F()): declares x from the value of a Result, or returns its status.
@@ -131,11 +131,11 @@ class [[nodiscard]] Result final {
   lhs = std::move(result).value()
 
 // Our own bugs: says where and aborts, in every build type.
-#define TRIMS_CHECK(condition)                                       \
-  do {                                                               \
-    if (!(condition)) {                                              \
-      ::trims::CheckFailed(#condition, __FILE__, __LINE__);          \
-    }                                                                \
+#define TRIMS_CHECK(condition)                              \
+  do {                                                      \
+    if (!(condition)) {                                     \
+      ::trims::CheckFailed(#condition, __FILE__, __LINE__); \
+    }                                                       \
   } while (false)
 
 namespace trims {

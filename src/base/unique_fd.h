@@ -24,8 +24,8 @@ class UniqueFd final {
   ~UniqueFd() { Reset(); }
 
   bool valid() const { return fd_ >= 0; }
-  int get() const { return fd_; }                       // Borrowed.
-  int Take() { return std::exchange(fd_, -1); }         // The caller owns it now.
+  int get() const { return fd_; }                // Borrowed.
+  int Take() { return std::exchange(fd_, -1); }  // The caller owns it now.
   void Reset(int fd = -1) {
     if (fd_ >= 0) ::close(fd_);
     fd_ = fd;
