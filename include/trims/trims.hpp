@@ -30,6 +30,9 @@
 namespace trims {
 inline namespace abi0 {
 
+// Of the library that is linked: "0.1.0".
+inline std::string_view Version() { return trims_version(); }
+
 // Why a call failed. A value.
 class Error final {
  public:
@@ -122,6 +125,7 @@ class Lease final {
   std::string_view model_dir() const { return trims_lease_model_dir(get()); }
   bool was_loaded() const { return trims_lease_was_loaded(get()) != 0; }
   bool is_attached() const { return trims_lease_is_attached(get()) != 0; }
+  uint64_t id() const { return trims_lease_id(get()); }  // As `trims leases` shows it.
 
   uint32_t extent_count() const { return trims_lease_extent_count(get()); }
   // Empty when there is no such extent.
@@ -141,6 +145,14 @@ class Lease final {
     trims_tensor tensor;
     if (trims_lease_find_tensor(get(), name.c_str(), &tensor) != TRIMS_OK) return std::nullopt;
     return Tensor(tensor);
+  }
+  uint32_t metadata_count() const { return trims_lease_metadata_count(get()); }
+  // Key and value, in order of keys.
+  std::optional<std::pair<std::string_view, std::string_view>> metadata(uint32_t index) const {
+    const char* key = nullptr;
+    const char* value = nullptr;
+    if (trims_lease_metadata(get(), index, &key, &value) != TRIMS_OK) return std::nullopt;
+    return std::pair<std::string_view, std::string_view>(key, value);
   }
   std::optional<std::string_view> FindMetadata(const std::string& key) const {
     const char* value = trims_lease_find_metadata(get(), key.c_str());
@@ -214,7 +226,10 @@ class Client final {
     if (status != TRIMS_OK) return Error(status, error);
     return std::nullopt;
   }
+  std::string_view socket_path() const { return trims_client_socket_path(get()); }
   std::string_view server_version() const { return trims_client_server_version(get()); }
+  // Another number after every restart of the daemon's worker.
+  uint64_t server_instance() const { return trims_client_server_instance(get()); }
 
   trims_client* get() const { return client_.get(); }  // Borrowed; null when empty.
   explicit operator bool() const { return client_ != nullptr; }
