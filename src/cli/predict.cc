@@ -73,7 +73,7 @@ Result<Model> LeaseModel(const Context& context, const PredictCommand& command) 
   }
   ASSIGN_OR_RETURN(std::shared_ptr<predict::LeaseWeights> lease,
                    predict::LeaseWeights::Open(command.model, options));
-  Model model{lease, lease->model_dir(), trims_lease_digest_text(lease->PeekLease())};
+  Model model{lease, lease->model_dir(), std::string(lease->PeekLease().digest_text())};
   if (model.folder.empty()) {
     return FailedPreconditionError("model '" + command.model +
                                    "' has no directory, so there is no graph to run");

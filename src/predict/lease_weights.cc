@@ -2,17 +2,9 @@
 
 #include <utility>
 
+#include "client/error_status.h"
+
 namespace trims::predict {
-namespace {
-
-// The C ABI's codes are ours by number.
-Status TakeError(trims_status code, trims_error* error) {
-  const Status status(static_cast<StatusCode>(code), trims_error_message(error));
-  trims_error_free(error);
-  return status;
-}
-
-}  // namespace
 
 Result<trims_granularity> ParseGranularity(std::string_view text) {
   if (text == "model") return TRIMS_GRANULARITY_MODEL;
@@ -28,38 +20,28 @@ Result<std::shared_ptr<LeaseWeights>> LeaseWeights::Open(const std::string& mode
                                                          const LeaseWeightsOptions& options) {
   trims_connect_options connect = TRIMS_CONNECT_OPTIONS_INIT;
   if (!options.runtime_dir.empty()) connect.runtime_dir = options.runtime_dir.c_str();
-  trims_client* client = nullptr;
-  trims_error* error = nullptr;
-  if (const trims_status code = trims_client_connect(&connect, &client, &error); code != TRIMS_OK) {
-    return TakeError(code, error);
-  }
-  trims_open_options open = TRIMS_OPEN_OPTIONS_INIT;
-  open.granularity = options.granularity;
-  trims_lease* lease = nullptr;
-  if (const trims_status code = trims_lease_open(client, model.c_str(), &open, &lease, &error);
-      code != TRIMS_OK) {
-    trims_client_disconnect(client);
-    return TakeError(code, error);
-  }
-  return std::shared_ptr<LeaseWeights>(new LeaseWeights(model, client, lease));
+  Expected<Client> client = Client::Connect(connect);
+  if (!client) return client::ErrorStatus(client.error());
+  OpenOptions open;
+  open.c.granularity = options.granularity;
+  Expected<Lease> lease = client->Open(model, open);
+  if (!lease) return client::ErrorStatus(lease.error());
+  return std::shared_ptr<LeaseWeights>(
+      new LeaseWeights(model, *std::move(client), *std::move(lease)));
 }
 
 LeaseWeights::~LeaseWeights() {
-  if (peak_internal_bytes() > 0) trims_lease_set_peak_internal_bytes(lease_, peak_internal_bytes());
-  trims_lease_close(lease_);
-  trims_client_disconnect(client_);
+  if (peak_internal_bytes() > 0) lease_.set_peak_internal_bytes(peak_internal_bytes());
 }
 
 std::optional<Weight> LeaseWeights::Find(std::string_view name) const {
-  trims_tensor tensor;
-  if (trims_lease_find_tensor(lease_, std::string(name).c_str(), &tensor) != TRIMS_OK) {
-    return std::nullopt;
-  }
+  const std::optional<Tensor> tensor = lease_.FindTensor(std::string(name));
+  if (!tensor) return std::nullopt;
   Weight weight;
-  weight.dtype = static_cast<DType>(tensor.dtype);
-  weight.shape.assign(tensor.shape, tensor.shape + tensor.rank);
-  weight.bytes = static_cast<const std::byte*>(tensor.data);
-  weight.size_bytes = tensor.size_bytes;
+  weight.dtype = static_cast<DType>(tensor->dtype());
+  weight.shape.assign(tensor->shape().begin(), tensor->shape().end());
+  weight.bytes = tensor->bytes().data();
+  weight.size_bytes = tensor->bytes().size();
   return weight;
 }
 

@@ -9,10 +9,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/status.h"
 #include "predict/weights.h"
-#include "trims/trims.h"
+#include "trims/trims.hpp"
 
 namespace trims::predict {
 
@@ -37,16 +38,16 @@ class LeaseWeights final : public WeightProvider {
   std::optional<Weight> Find(std::string_view name) const override;
   std::string Describe() const override { return "model '" + model_ + "'"; }
   // Where the model's graph and labels are; "" if it has no directory.
-  std::string model_dir() const { return trims_lease_model_dir(lease_); }
-  const trims_lease* PeekLease() const { return lease_; }
+  std::string model_dir() const { return std::string(lease_.model_dir()); }
+  const Lease& PeekLease() const { return lease_; }
 
  private:
-  LeaseWeights(std::string model, trims_client* client, trims_lease* lease)
-      : model_(std::move(model)), client_(client), lease_(lease) {}
+  LeaseWeights(std::string model, Client client, Lease lease)
+      : model_(std::move(model)), client_(std::move(client)), lease_(std::move(lease)) {}
 
   const std::string model_;
-  trims_client* const client_;
-  trims_lease* const lease_;
+  Client client_;
+  Lease lease_;  // After client_: ends before it.
 };
 
 }  // namespace trims::predict
