@@ -6,7 +6,7 @@
 #include <string>
 
 #include "base/limits.h"
-#include "cli/bench_rig.h"
+#include "cli/bench_report.h"
 #include "cli/command.h"
 #include "cli/tiers.h"
 

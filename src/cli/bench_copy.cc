@@ -1,152 +1,25 @@
 // trims bench copy: how fast this machine moves bytes, without any of TrIMS: what the other
 // benchmarks' figures can at best be. Needs no daemon.
-#include <algorithm>
-#include <functional>
-#include <memory>
-#include <optional>
 #include <thread>
-#include <utility>
 #include <vector>
 
-#include "base/limits.h"
-#include "cli/bench_rig.h"
-#include "cli/bench_samples.h"
-#include "cli/progress.h"
+#include "base/device_names.h"
+#include "bench/copies.h"
+#include "cli/bench_report.h"
+#include "cli/connection.h"
 #include "cli/text.h"
+#include "cli/tiers.h"
 #include "daemon/config.h"
 
 namespace trims::cli {
 namespace {
 
-constexpr uint64_t kMemcpyBytesMax = kGiB;
-
-struct CopyFigures {
-  std::string key;   // In JSON: "pinned_to_device".
-  std::string text;  // For people.
-  std::string from, to;
-  unsigned threads = 0;  // 0: not of threads.
-  uint64_t bytes = 0;
-  Samples samples;
-
-  double Rate(double seconds) const { return Ratio(static_cast<double>(bytes), seconds); }
-};
-
-class CopyBench final {
- public:
-  CopyBench(const BenchOptions& options, TierNames names, const Interrupts& interrupts, bool json)
-      : options_(options), names_(std::move(names)), interrupts_(interrupts), bar_(!json) {}
-
-  // All that can be measured with so many bytes.
-  Status Run(uint64_t bytes, std::vector<BenchDevice>& devices, const std::string& only_uuid) {
-    RETURN_IF_ERROR(MeasureHost(bytes));
-    for (BenchDevice& device : devices) {
-      if (!only_uuid.empty() && device.uuid() != only_uuid) continue;
-      RETURN_IF_ERROR(MeasureDevice(bytes, device));
-      for (BenchDevice& peer : devices) {
-        if (&peer == &device) continue;
-        RETURN_IF_ERROR(Measure({.key = "peer_to_device",
-                                 .text = Name(peer) + " to " + Name(device),
-                                 .from = Name(peer),
-                                 .to = Name(device),
-                                 .bytes = bytes},
-                                [&] { return device.MeasureCopyFrom(peer, bytes); }));
-      }
-    }
-    return OkStatus();
-  }
-
-  const std::vector<CopyFigures>& figures() const { return figures_; }
-
- private:
-  std::string Name(const BenchDevice& device) const { return names_.DeviceText(device.uuid()); }
-
-  Status Measure(CopyFigures figures, const std::function<Result<double>()>& once) {
-    bar_.Update({.label = figures.text});
-    // The first one makes buffers and touches memory.
-    const Result<double> ignored = once();
-    RETURN_IF_ERROR(ignored.status());
-    for (int i = 0; i < options_.runs; ++i) {
-      RETURN_IF_ERROR(interrupts_.Check());
-      ASSIGN_OR_RETURN(const double seconds, once());
-      figures.samples.Add(seconds);
-    }
-    figures_.push_back(std::move(figures));
-    bar_.Clear();
-    return OkStatus();
-  }
-
-  Status MeasureHost(uint64_t bytes) {
-    const unsigned cores = std::max(1U, std::thread::hardware_concurrency());
-    std::vector<unsigned> counts;
-    for (unsigned threads = 1; threads < cores; threads *= 2) counts.push_back(threads);
-    counts.push_back(cores);
-    const uint64_t copied = std::min(bytes, kMemcpyBytesMax);
-    {
-      ASSIGN_OR_RETURN(const MemcpyFloor memcpy, MemcpyFloor::Make(copied));
-      for (const unsigned threads : counts) {
-        RETURN_IF_ERROR(Measure({.key = "host_memcpy",
-                                 .text = "host memcpy" + Threads(threads),
-                                 .from = "host",
-                                 .to = "host",
-                                 .threads = threads,
-                                 .bytes = copied},
-                                [&] { return Result<double>(memcpy.Measure(threads)); }));
-      }
-    }
-    ASSIGN_OR_RETURN(
-        const BenchModelFile file,
-        BenchModelFile::Write(
-            {.bytes = bytes, .directory = options_.directory}, interrupts_, [&](uint64_t done) {
-              bar_.Update({.label = "writing a file", .done_bytes = done, .total_bytes = bytes});
-            }));
-    for (const unsigned threads : counts) {
-      if (threads > ReadThreads()) break;
-      RETURN_IF_ERROR(Measure(
-          {.key = "page_cache_read",
-           .text = "page cache to host" + Threads(threads),
-           .from = "page cache",
-           .to = "host",
-           .threads = threads,
-           .bytes = file.file_bytes()},
-          [&] { return MeasureRead(file.path(), ReadKind::kPageCache, threads, interrupts_); }));
-    }
-    return OkStatus();
-  }
-
-  Status MeasureDevice(uint64_t bytes, BenchDevice& device) {
-    using Copy = BenchDevice::Copy;
-    const std::string name = Name(device);
-    RETURN_IF_ERROR(Measure({.key = "pinned_to_device",
-                             .text = "pinned host to " + name,
-                             .from = "host",
-                             .to = name,
-                             .bytes = bytes},
-                            [&] { return device.MeasureCopy(Copy::kFromHost, bytes); }));
-    RETURN_IF_ERROR(Measure({.key = "device_to_pinned",
-                             .text = name + " to pinned host",
-                             .from = name,
-                             .to = "host",
-                             .bytes = bytes},
-                            [&] { return device.MeasureCopy(Copy::kToHost, bytes); }));
-    return Measure(
-        {.key = "on_device", .text = "within " + name, .from = name, .to = name, .bytes = bytes},
-        [&] { return device.MeasureCopy(Copy::kOnDevice, bytes); });
-  }
-
-  static std::string Threads(unsigned count) {
-    return ", " + std::to_string(count) + (count == 1 ? " thread" : " threads");
-  }
-
-  const BenchOptions& options_;
-  const TierNames names_;
-  const Interrupts& interrupts_;
-  ProgressBar bar_;
-  std::vector<CopyFigures> figures_;
-};
+using bench::CopyFigures;
+using bench::Device;
 
 // The daemon's numbers of the devices where one runs, because that is what its commands
 // accept; else this process's.
-TierNames NamesOf(const Context& context, const std::vector<BenchDevice>& devices) {
+TierNames NamesOf(const Context& context, const std::vector<Device>& devices) {
   if (const Result<std::string> directory = RuntimeDir(context); directory.ok()) {
     if (Result<Connection> daemon = Connection::Open(*directory); daemon.ok()) {
       v1::GetStatusResponse status;
@@ -156,7 +29,7 @@ TierNames NamesOf(const Context& context, const std::vector<BenchDevice>& device
     }
   }
   v1::GetStatusResponse own;
-  for (const BenchDevice& device : devices) {
+  for (const Device& device : devices) {
     v1::DeviceView* view = own.add_devices();
     view->set_ordinal(static_cast<uint32_t>(device.ordinal()));
     view->set_uuid(device.uuid());
@@ -166,11 +39,11 @@ TierNames NamesOf(const Context& context, const std::vector<BenchDevice>& device
 
 // The UUID of the device that was asked for, "" for all.
 Result<std::string> OnlyDevice(const std::string& typed, const TierNames& names,
-                               const std::vector<BenchDevice>& devices) {
+                               const std::vector<Device>& devices) {
   if (typed.empty()) return std::string();
   const std::string tier = names.Resolve(typed);
   std::string visible;
-  for (const BenchDevice& device : devices) {
+  for (const Device& device : devices) {
     if (tier == DeviceTierName(device.uuid())) return device.uuid();
     visible += (visible.empty() ? "" : ", ") + names.DeviceText(device.uuid());
   }
@@ -181,15 +54,15 @@ Json FiguresJson(const CopyFigures& figures) {
   Json json = {{"copy", figures.key}, {"from", figures.from}, {"to", figures.to}};
   if (figures.threads > 0) json["threads"] = figures.threads;
   json.update({{"bytes", figures.bytes},
-               {"times", figures.samples.Summary()},
+               {"times", SummaryJson(figures.samples)},
                {"bytes_per_second", figures.Rate(figures.samples.Median())},
                {"best_bytes_per_second", figures.Rate(figures.samples.Min())}});
   return json;
 }
 
-Json MachineJson(const std::vector<BenchDevice>& devices, const TierNames& names) {
+Json MachineJson(const std::vector<Device>& devices, const TierNames& names) {
   Json list = Json::array();
-  for (const BenchDevice& device : devices) {
+  for (const Device& device : devices) {
     list.push_back({{"device", names.DeviceText(device.uuid())},
                     {"uuid", device.uuid()},
                     {"name", device.name()},
@@ -198,11 +71,11 @@ Json MachineJson(const std::vector<BenchDevice>& devices, const TierNames& names
   return {{"cores", std::thread::hardware_concurrency()}, {"devices", std::move(list)}};
 }
 
-void PrintFigures(const std::vector<CopyFigures>& all, const Result<std::vector<BenchDevice>>& gpus,
+void PrintFigures(const std::vector<CopyFigures>& all, const Result<std::vector<Device>>& gpus,
                   const TierNames& names) {
   std::string machine = std::to_string(std::thread::hardware_concurrency()) + " cores";
   if (gpus.ok()) {
-    for (const BenchDevice& device : *gpus) {
+    for (const Device& device : *gpus) {
       machine += ", " + names.DeviceText(device.uuid()) + " is " + device.name();
     }
   }
@@ -222,26 +95,33 @@ void PrintFigures(const std::vector<CopyFigures>& all, const Result<std::vector<
 ExitCode RunBenchCopy(const Context& context, const BenchOptions& options) {
   const Result<std::vector<uint64_t>> sizes = BenchSizes(options);
   if (!sizes.ok()) return FailBench(context, sizes.status());
-  Result<std::vector<BenchDevice>> opened = BenchDevice::OpenAll();
+  Result<std::vector<Device>> opened = Device::OpenAll();
   if (!opened.ok() && !options.device.empty()) return FailBench(context, opened.status());
-  std::vector<BenchDevice> none;
-  std::vector<BenchDevice>& devices = opened.ok() ? *opened : none;
+  std::vector<Device> none;
+  std::vector<Device>& devices = opened.ok() ? *opened : none;
   const TierNames names = NamesOf(context, devices);
   const Result<std::string> only = OnlyDevice(options.device, names, devices);
   if (!only.ok()) return FailBench(context, only.status());
-  const Interrupts interrupts;
-  CopyBench bench(options, names, interrupts, context.json);
+  const bench::Interrupts interrupts;
+  BenchProgress progress(!context.json);
+  bench::CopyBench copies(
+      {.runs = options.runs,
+       .directory = options.directory,
+       .only_uuid = *only,
+       .name_of = [&names](const std::string& uuid) { return names.DeviceText(uuid); }},
+      interrupts, progress);
   for (const uint64_t bytes : *sizes) {
-    if (const Status status = bench.Run(bytes, devices, *only); !status.ok()) {
+    if (const Status status = copies.Run(bytes, devices); !status.ok()) {
+      progress.Clear();
       return FailBench(context, status);
     }
   }
   if (!context.json) {
-    PrintFigures(bench.figures(), opened, names);
+    PrintFigures(copies.figures(), opened, names);
     return ExitCode::kOk;
   }
   Json results = Json::array();
-  for (const CopyFigures& figures : bench.figures()) results.push_back(FiguresJson(figures));
+  for (const CopyFigures& figures : copies.figures()) results.push_back(FiguresJson(figures));
   PrintJson(
       {{"benchmark", "copy"}, {"machine", MachineJson(devices, names)}, {"results", results}});
   return ExitCode::kOk;

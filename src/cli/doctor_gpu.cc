@@ -9,19 +9,18 @@
 #include <filesystem>
 #include <string>
 
-#include "base/units.h"
-#include "cli/gpu_probe.h"
 #include "cli/text.h"
 #include "cli/tiers.h"
+#include "daemon/config.h"
 
 namespace trims::cli {
 namespace {
 
 // /dev/nvidia0 and so on, without nvidiactl and nvidia-uvm.
-std::vector<std::string> DeviceFiles() {
+std::vector<std::string> DeviceFiles(const std::string& root) {
   std::vector<std::string> files;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator("/dev", error)) {
+  for (const auto& entry : std::filesystem::directory_iterator(root + "/dev", error)) {
     const std::string name = entry.path().filename().string();
     if (name.size() > 6 && name.starts_with("nvidia") &&
         name.find_first_not_of("0123456789", 6) == std::string::npos) {
@@ -33,9 +32,9 @@ std::vector<std::string> DeviceFiles() {
 }
 
 // Those that this user may not open; the driver says of them only that there is no device.
-std::string ClosedFiles(const std::vector<std::string>& devices) {
+std::string ClosedFiles(const std::string& root, const std::vector<std::string>& devices) {
   std::vector<std::string> files = devices;
-  files.insert(files.end(), {"/dev/nvidiactl", "/dev/nvidia-uvm"});
+  files.insert(files.end(), {root + "/dev/nvidiactl", root + "/dev/nvidia-uvm"});
   std::string closed;
   for (const std::string& file : files) {
     struct stat found {};
@@ -56,7 +55,7 @@ bool DriverLibraryLoads() {
   return true;
 }
 
-Finding DriverFinding(const Result<GpuProbe>& probe) {
+Finding DriverFinding(const Result<GpuProbe>& probe, const std::string& root) {
   const std::string check = "gpu";
   if (probe.ok()) {
     return Good(check, std::to_string(probe->devices.size()) +
@@ -64,7 +63,7 @@ Finding DriverFinding(const Result<GpuProbe>& probe) {
                            " visible to this process; the driver supports CUDA " +
                            probe->driver_version);
   }
-  const std::vector<std::string> files = DeviceFiles();
+  const std::vector<std::string> files = DeviceFiles(root);
   if (files.empty() && !DriverLibraryLoads()) {
     return Good(check, "none: weights are served from the host tier");
   }
@@ -76,7 +75,7 @@ Finding DriverFinding(const Result<GpuProbe>& probe) {
     return Bad(Level::kWarn, check, text,
                "build TrIMS where cuda.h is found to use the GPU; the host tier works without");
   }
-  if (const std::string closed = ClosedFiles(files); !closed.empty()) {
+  if (const std::string closed = ClosedFiles(root, files); !closed.empty()) {
     return Bad(Level::kWarn, check, text + "; this user may not open " + closed,
                "let this user read and write these files, by group or by mode");
   }
@@ -196,11 +195,11 @@ void CompareViews(const Result<GpuProbe>& probe, const v1::GetStatusResponse& da
 
 }  // namespace
 
-GpuFindings CheckGpus(const std::optional<v1::GetStatusResponse>& daemon) {
+GpuFindings CheckGpus(const Result<GpuProbe>& probe,
+                      const std::optional<v1::GetStatusResponse>& daemon, const std::string& root) {
   std::vector<Finding> findings;
-  const Result<GpuProbe> probe = ProbeGpus();
   const TierNames names = daemon ? TierNames(*daemon) : TierNames();
-  findings.push_back(DriverFinding(probe));
+  findings.push_back(DriverFinding(probe, root));
   if (probe.ok()) {
     for (const GpuView& device : probe->devices) {
       // The daemon's number where it has one: that is what other commands accept.
@@ -218,7 +217,7 @@ GpuFindings CheckGpus(const std::optional<v1::GetStatusResponse>& daemon) {
     CompareViews(probe, *daemon, &findings);
   }
   const bool present =
-      probe.ok() || !DeviceFiles().empty() || (daemon && !daemon->devices().empty());
+      probe.ok() || !DeviceFiles(root).empty() || (daemon && !daemon->devices().empty());
   return {.present = present, .findings = std::move(findings)};
 }
 

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "cli/finding.h"
+#include "cli/gpu_probe.h"
 #include "trims/v1/control.pb.h"
 
 namespace trims::cli {
@@ -15,6 +18,10 @@ struct GpuFindings {
   std::vector<Finding> findings;
 };
 
-GpuFindings CheckGpus(const std::optional<v1::GetStatusResponse>& daemon);
+// `probe` is what this process could do with them. Device files are looked for below `root`,
+// which is "" but in tests.
+GpuFindings CheckGpus(const Result<GpuProbe>& probe,
+                      const std::optional<v1::GetStatusResponse>& daemon,
+                      const std::string& root = "");
 
 }  // namespace trims::cli

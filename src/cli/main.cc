@@ -9,7 +9,7 @@
 #include "base/status.h"
 #include "cli/command.h"
 #include "cli/text.h"
-#include "trims/trims.h"
+#include "trims/trims.hpp"
 
 namespace trims::cli {
 namespace {

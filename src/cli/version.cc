@@ -5,7 +5,7 @@
 #include "cli/connection.h"
 #include "cli/json.h"
 #include "cli/text.h"
-#include "trims/trims.h"
+#include "trims/trims.hpp"
 
 namespace trims::cli {
 namespace {
