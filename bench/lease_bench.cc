@@ -6,36 +6,40 @@
 //
 // Prints one table. "open" is the time from the call of trims_lease_open to
 // usable pointers; every open is followed by one read of the weights and a close.
-#include <poll.h>
-#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "ipc/region.h"
-#include "ipc/seqpacket.h"
+#include "bench/samples.h"
+#include "bench/socket_floor.h"
+#include "bench/timing.h"
 #include "tests/test_daemon.h"
+#include "trims/trims.hpp"
 
 namespace trims::testing_support {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kClientsMax = 64;
 constexpr size_t kMaxSamplesPerClient = 200'000;
+constexpr uint64_t kFloorBytes = 512 << 20;
 
 // Shared with the client processes: each writes its own slice.
-struct Samples {
+struct Board {
   std::atomic<int> ready;
   std::atomic<bool> go;
   std::atomic<bool> stop;
   struct Client {
     uint32_t count;
-    uint32_t opens_us10[kMaxSamplesPerClient];  // Tenths of microseconds.
-  } clients[64];
+    float opens[kMaxSamplesPerClient];  // Seconds.
+  } clients[kClientsMax];
 };
 
 struct Figures {
@@ -45,156 +49,88 @@ struct Figures {
   double worst_p99_us = 0;  // Of the client that fared worst.
 };
 
-double Percentile(std::vector<uint32_t>& values, double share) {
-  if (values.empty()) return 0;
-  const size_t at =
-      std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())));
-  std::nth_element(values.begin(), values.begin() + static_cast<long>(at), values.end());
-  return values[at] / 10.0;
-}
+// What a client process does until `go_on` says no; it tells `record` the seconds of each open.
+using Client = std::function<int(const std::function<bool()>& go_on,
+                                 const std::function<void(double seconds)>& record)>;
 
-// Runs `clients` processes of `client(open)` for `seconds`; `open` is told each
-// open's duration.
-Figures Measure(int clients, double seconds,
-                const std::function<int(const std::function<bool()>& go_on,
-                                        const std::function<void(Clock::duration)>&)>& client) {
+// Runs `clients` processes of `client` for `seconds`.
+Figures Measure(int clients, double seconds, const Client& client) {
   void* memory =
-      ::mmap(nullptr, sizeof(Samples), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  auto* samples = static_cast<Samples*>(memory);
+      ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  auto* board = static_cast<Board*>(memory);
   std::vector<pid_t> children;
   for (int i = 0; i < clients; ++i) {
     children.push_back(StartChild([&, i] {
-      Samples::Client& mine = samples->clients[i];
+      Board::Client& mine = board->clients[i];
       bool waited = false;
       const auto go_on = [&] {
         if (!waited) {
           waited = true;
-          ++samples->ready;
-          while (!samples->go) ::usleep(100);
+          ++board->ready;
+          while (!board->go) ::usleep(100);
         }
-        return !samples->stop.load(std::memory_order_relaxed);
+        return !board->stop.load(std::memory_order_relaxed);
       };
-      return client(go_on, [&](Clock::duration took) {
+      return client(go_on, [&](double took) {
         if (mine.count < kMaxSamplesPerClient) {
-          mine.opens_us10[mine.count++] = static_cast<uint32_t>(
-              std::chrono::duration_cast<std::chrono::nanoseconds>(took).count() / 100);
+          mine.opens[mine.count++] = static_cast<float>(took);
         }
       });
     }));
   }
-  while (samples->ready < clients) ::usleep(1000);
+  while (board->ready < clients) ::usleep(1000);
   const auto start = Clock::now();
-  samples->go = true;
+  board->go = true;
   ::usleep(static_cast<useconds_t>(seconds * 1e6));
-  samples->stop = true;
-  const double took = std::chrono::duration<double>(Clock::now() - start).count();
+  board->stop = true;
+  const double took = bench::Seconds(start, Clock::now());
   for (const pid_t child : children) {
     if (const int status = WaitChild(child); status != 0)
       std::printf("client ended with status %d\n", status);
   }
   Figures figures;
-  std::vector<uint32_t> all;
+  bench::Samples all;
   for (int i = 0; i < clients; ++i) {
-    std::vector<uint32_t> one(samples->clients[i].opens_us10,
-                              samples->clients[i].opens_us10 + samples->clients[i].count);
-    all.insert(all.end(), one.begin(), one.end());
-    figures.worst_p99_us = std::max(figures.worst_p99_us, Percentile(one, 0.99));
+    bench::Samples one;
+    for (uint32_t j = 0; j < board->clients[i].count; ++j) {
+      one.Add(static_cast<double>(board->clients[i].opens[j]));
+    }
+    figures.worst_p99_us = std::max(figures.worst_p99_us, one.Percentile(99) * 1e6);
+    all.Add(one);
   }
   figures.per_second = static_cast<double>(all.size()) / took;
-  figures.median_us = Percentile(all, 0.5);
-  figures.p99_us = Percentile(all, 0.99);
-  ::munmap(memory, sizeof(Samples));
+  figures.median_us = all.Median() * 1e6;
+  figures.p99_us = all.Percentile(99) * 1e6;
+  ::munmap(memory, sizeof(Board));
   return figures;
 }
 
-int LeaseClient(const TestDaemon& daemon, const std::string& model,
-                const std::function<bool()>& go_on,
-                const std::function<void(Clock::duration)>& record) {
-  trims_client* client = const_cast<TestDaemon&>(daemon).Connect();
-  if (client == nullptr) return 1;
-  trims_lease* lease = nullptr;
+int LeaseClient(TestDaemon& daemon, const std::string& model, const std::function<bool()>& go_on,
+                const std::function<void(double)>& record) {
+  trims::Client client(daemon.Connect());
+  if (!client) return 1;
   while (go_on()) {
     const auto start = Clock::now();
-    if (trims_lease_open(client, model.c_str(), nullptr, &lease, nullptr) != TRIMS_OK) return 2;
-    trims_tensor tensor;
-    if (trims_lease_tensor(lease, 0, &tensor) != TRIMS_OK) return 3;
-    record(Clock::now() - start);
-    static volatile char sink;
-    sink = *static_cast<const volatile char*>(tensor.data);
-    (void)sink;
-    trims_lease_close(lease);
+    const Expected<Lease> lease = client.Open(model);
+    if (!lease) return 2;
+    const std::optional<Tensor> tensor = lease->tensor(0);
+    if (!tensor) return 3;
+    record(bench::Seconds(start, Clock::now()));
+    static_cast<void>(*static_cast<const volatile std::byte*>(tensor->bytes().data()));
   }
   return 0;
 }
 
-// --- The floor -------------------------------------------------------------------
-
-// Answers 96-byte requests with 300 bytes and two descriptors, and "close" with
-// 16 bytes; one epoll loop, nothing else.
-int FloorServer(int listener, int extent, int index) {
-  UniqueFd epoll(::epoll_create1(0));
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.fd = listener;
-  ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, listener, &event);
-  epoll_event events[64];
-  char buffer[512];
-  const int fds[2] = {index, extent};
-  std::byte answer[300] = {};
-  for (;;) {
-    const int count = ::epoll_wait(epoll.get(), events, 64, -1);
-    for (int i = 0; i < count; ++i) {
-      if (events[i].data.fd == listener) {
-        const int fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        event.data.fd = fd;
-        if (fd >= 0) ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event);
-        continue;
-      }
-      const ssize_t size = ::recv(events[i].data.fd, buffer, sizeof buffer, 0);
-      if (size <= 0) {
-        ::close(events[i].data.fd);
-      } else if (size == 96) {
-        (void)!SendPacket(events[i].data.fd, answer, {}, fds).ok();
-      } else {
-        (void)!SendPacket(events[i].data.fd, std::span(answer).first(16), {}, {}).ok();
-      }
-    }
-  }
-}
-
-int FloorClient(const std::string& path, size_t extent_bytes, size_t index_bytes,
-                const std::function<bool()>& go_on,
-                const std::function<void(Clock::duration)>& record) {
-  Result<UniqueFd> socket = ConnectTo(path, SOCK_SEQPACKET);
-  if (!socket.ok()) return 1;
-  (void)::fcntl(socket->get(), F_SETFL, ::fcntl(socket->get(), F_GETFL) & ~O_NONBLOCK);
-  std::byte request[96] = {};
-  std::byte buffer[512];
+int FloorClient(const std::string& path, const std::function<bool()>& go_on,
+                const std::function<void(double)>& record) {
+  Result<bench::SocketFloorClient> client = bench::SocketFloorClient::Connect(path, kFloorBytes);
+  if (!client.ok()) return 1;
   while (go_on()) {
-    const auto start = Clock::now();
-    if (!SendPacket(socket->get(), request, {}, {}).ok()) return 2;
-    Result<ReceivedPacket> packet = ReceivePacket(socket->get(), buffer, 2);
-    if (!packet.ok() || packet->fds.size() != 2) return 3;
-    void* index = ::mmap(nullptr, index_bytes, PROT_READ, MAP_SHARED, packet->fds[0].get(), 0);
-    void* extent = ::mmap(nullptr, extent_bytes, PROT_READ, MAP_SHARED, packet->fds[1].get(), 0);
-    packet->fds.clear();
-    static volatile char sink;
-    sink = *static_cast<volatile char*>(index);
-    record(Clock::now() - start);
-    sink = *static_cast<volatile char*>(extent);
-    (void)sink;
-    ::munmap(index, index_bytes);
-    ::munmap(extent, extent_bytes);
-    if (!SendPacket(socket->get(), std::span(request).first(16), {}, {}).ok()) return 4;
-    if (!ReceivePacket(socket->get(), buffer, 0).ok()) return 5;
+    const Result<bench::OpenTimes> times = client->Measure();
+    if (!times.ok()) return 2;
+    record(times->open);
   }
   return 0;
-}
-
-Result<ReadOnlyRegion> FloorRegion(size_t bytes) {
-  ASSIGN_OR_RETURN(WritableRegion region,
-                   WritableRegion::Create("trims-floor", bytes, PageKind::kPlain));
-  return std::move(region).Seal();
 }
 
 int Main(double seconds, const std::string& json_path) {
@@ -204,22 +140,16 @@ int Main(double seconds, const std::string& json_path) {
   daemon.WriteModel("small5000", PatternModel(2, 5000, (64 << 20) / 5000 / 8 * 8));
   daemon.WriteModel("large10", PatternModel(3, 10, (512 << 20) / 10 / 8 * 8));
   {
-    trims_client* client = daemon.Connect();
+    trims::Client client(daemon.Connect());
     for (const char* model : {"small10", "small5000", "large10"}) {
-      trims_lease* lease = nullptr;
-      if (trims_lease_open(client, model, nullptr, &lease, nullptr) != TRIMS_OK) return 1;
-      trims_lease_close(lease);
+      if (!client.Open(model)) return 1;
     }
-    trims_client_disconnect(client);
   }
-  const size_t extent_bytes = 512 << 20, index_bytes = 64 << 10;
-  Result<ReadOnlyRegion> extent = FloorRegion(extent_bytes);
-  Result<ReadOnlyRegion> index = FloorRegion(index_bytes);
   const std::string floor_path = daemon.root() + "/floor.sock";
-  Result<UniqueFd> listener = ListenAt(floor_path, SOCK_SEQPACKET, 0666);
-  if (!extent.ok() || !index.ok() || !listener.ok()) return 1;
-  const pid_t server =
-      StartChild([&] { return FloorServer(listener->get(), extent->PeekFd(), index->PeekFd()); });
+  Result<bench::SocketFloor> floor_server = bench::SocketFloor::Listen(floor_path, kFloorBytes);
+  const UniqueFd never(::eventfd(0, EFD_CLOEXEC));
+  if (!floor_server.ok() || !never.valid()) return 1;
+  const pid_t server = StartChild([&] { return floor_server->Serve(never.get()).ok() ? 0 : 1; });
 
   nlohmann::json json = nlohmann::json::array();
   std::printf("%-34s %8s %10s %10s %10s %12s %8s\n", "", "clients", "opens/s", "median us",
@@ -239,7 +169,7 @@ int Main(double seconds, const std::string& json_path) {
   };
   for (const int clients : {1, 2, 8, 64}) {
     const Figures floor = Measure(clients, seconds, [&](const auto& go_on, const auto& record) {
-      return FloorClient(floor_path, extent_bytes, index_bytes, go_on, record);
+      return FloorClient(floor_path, go_on, record);
     });
     print("floor: socket, 2 fds, 2 mmaps", clients, floor, floor.median_us);
     for (const char* model : {"small10", "small5000", "large10"}) {
@@ -268,7 +198,13 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--seconds" && i + 1 < argc) {
-      seconds = std::atof(argv[++i]);
+      const std::string_view number = argv[++i];
+      const auto [end, error] =
+          std::from_chars(number.data(), number.data() + number.size(), seconds);
+      if (error != std::errc() || end != number.data() + number.size() || seconds <= 0) {
+        std::fprintf(stderr, "lease_bench: --seconds %s is not a number of seconds\n", argv[i]);
+        return 2;
+      }
     } else if (word == "--json" && i + 1 < argc) {
       json = argv[++i];
     } else {

@@ -36,8 +36,10 @@
 #include <string_view>
 #include <vector>
 
+#include "bench/samples.h"
+#include "bench/timing.h"
 #include "mxnet/c_predict_api.h"
-#include "trims/trims.h"
+#include "trims/trims.hpp"
 
 extern char** environ;
 
@@ -186,22 +188,16 @@ uint64_t Fnv1a(const void* bytes, size_t size) {
 double MeasureOpen(const Options& options) {
   trims_connect_options connect = TRIMS_CONNECT_OPTIONS_INIT;
   if (!options.runtime_dir.empty()) connect.runtime_dir = options.runtime_dir.c_str();
-  trims_client* client = nullptr;
-  trims_error* error = nullptr;
-  if (trims_client_connect(&connect, &client, &error) != TRIMS_OK) Die(trims_error_message(error));
-  std::vector<double> times;
+  trims::Expected<trims::Client> client = trims::Client::Connect(connect);
+  if (!client) Die(client.error().message());
+  trims::bench::Samples times;
   for (int i = 0; i < 15; ++i) {
-    trims_lease* lease = nullptr;
     const auto start = Clock::now();
-    if (trims_lease_open(client, options.model.c_str(), nullptr, &lease, &error) != TRIMS_OK) {
-      Die(trims_error_message(error));
-    }
-    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
-    trims_lease_close(lease);
+    const trims::Expected<trims::Lease> lease = client->Open(options.model);
+    if (!lease) Die(lease.error().message());
+    times.Add(trims::bench::Seconds(start, Clock::now()));
   }
-  trims_client_disconnect(client);
-  std::nth_element(times.begin(), times.begin() + 7, times.end());
-  return times[7];
+  return times.Median() * 1e6;
 }
 
 void RunChild(const Options& options, Clock::time_point start) {
@@ -302,12 +298,6 @@ std::string ReadReply(const Child& child) {
   return line;
 }
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
 std::vector<pid_t> WithChildren(pid_t pid) {
   std::vector<pid_t> pids{pid};
   std::istringstream children(
@@ -323,9 +313,9 @@ void RunAll(const Options& options, int argc, char** argv) {
   const auto weights_bytes = static_cast<uint64_t>(weights.tellg());
 
   std::vector<Child> children;
-  std::vector<double> weights_ms;
-  std::vector<double> prediction_ms;
-  std::vector<double> open_us;
+  trims::bench::Samples weights_ms;
+  trims::bench::Samples prediction_ms;
+  trims::bench::Samples open_us;
   std::string output;
   for (int i = 0; i < options.processes; ++i) {
     children.push_back(Spawn(argv, argc));
@@ -335,9 +325,9 @@ void RunAll(const Options& options, int argc, char** argv) {
     double open = 0;
     std::string hash;
     reply >> ready >> predicted >> open >> hash;
-    weights_ms.push_back(ready);
-    prediction_ms.push_back(predicted);
-    open_us.push_back(open);
+    weights_ms.Add(ready);
+    prediction_ms.Add(predicted);
+    open_us.Add(open);
     if (!output.empty() && hash != output) Die("two processes computed different outputs");
     output = hash;
   }
@@ -373,8 +363,8 @@ void RunAll(const Options& options, int argc, char** argv) {
   }
 
   std::printf("processes=%d\nweights_file_bytes=%" PRIu64 "\n", options.processes, weights_bytes);
-  std::printf("weights_ms=%.4f\nprediction_ms=%.4f\n", Median(weights_ms), Median(prediction_ms));
-  if (options.sharing) std::printf("open_us=%.3f\n", Median(open_us));
+  std::printf("weights_ms=%.4f\nprediction_ms=%.4f\n", weights_ms.Median(), prediction_ms.Median());
+  if (options.sharing) std::printf("open_us=%.3f\n", open_us.Median());
   std::printf("clients_pss_bytes=%" PRIu64 "\nclients_weights_pss_bytes=%" PRIu64 "\n", clients.pss,
               clients.weights_pss);
   std::printf("daemon_pss_bytes=%" PRIu64 "\ndaemon_weights_pss_bytes=%" PRIu64 "\n", daemon.pss,
