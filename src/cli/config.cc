@@ -1,9 +1,7 @@
 // trims config: the settings in force, and where each comes from.
 #include <CLI/CLI.hpp>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
-#include <sstream>
 
 #include "base/files.h"
 #include "base/limits.h"

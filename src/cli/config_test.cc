@@ -50,11 +50,15 @@ TEST_F(ConfigTest, LocalSettingsNameWhereEachComesFrom) {
                                   {"TRIMS_CONFIG=" + path, "TRIMS_LOG_LEVEL=debug"});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   for (const std::string& line : Lines(outcome.out)) {
-    if (line.starts_with("eviction_policy ")) EXPECT_THAT(line, HasSubstr(path));
+    if (line.starts_with("eviction_policy ")) {
+      EXPECT_THAT(line, HasSubstr(path));
+    }
     if (line.starts_with("log_level ")) {
       EXPECT_THAT(line, AllOf(HasSubstr("debug"), HasSubstr("environment TRIMS_LOG_LEVEL")));
     }
-    if (line.starts_with("memory_percentage ")) EXPECT_THAT(line, HasSubstr("default"));
+    if (line.starts_with("memory_percentage ")) {
+      EXPECT_THAT(line, HasSubstr("default"));
+    }
   }
   EXPECT_THAT(outcome.out, AllOf(HasSubstr("\neviction_policy "), HasSubstr("\nlog_level "),
                                  HasSubstr("\nmemory_percentage ")));
@@ -67,7 +71,7 @@ TEST_F(ConfigTest, TheFlagIsTheLastWord) {
     EXPECT_TRUE(entry.contains("value") && entry.contains("origin") && entry.contains("help"));
     if (entry["key"] != "runtime_dir") continue;
     found = true;
-    EXPECT_EQ(entry["value"], "\"/elsewhere\"");
+    EXPECT_EQ(entry["value"], "/elsewhere");
   }
   EXPECT_TRUE(found);
 }
@@ -87,7 +91,21 @@ TEST_F(ConfigTest, AMistakeInAFileIsNamedWithItsLine) {
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.err, AllOf(HasSubstr(path + ":2"), HasSubstr("memory_percentage"),
                                  HasSubstr("\"trims config default\" prints every setting")));
-  EXPECT_EQ(Run({"config", "check", directory_}).code, 1);  // A directory.
+}
+
+TEST_F(ConfigTest, ADirectoryIsNoFileOfSettings) {
+  const Outcome outcome = Run({"config", "check", directory_});
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_THAT(outcome.err, AllOf(HasSubstr(directory_), HasSubstr("irectory")));
+  EXPECT_THAT(outcome.out, IsEmpty());
+}
+
+TEST_F(ConfigTest, AnEmptyFileIsGood) {
+  const std::string path = directory_ + "/empty.toml";
+  std::ofstream(path) << "";
+  const Outcome outcome = Run({"config", "check", path});
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_EQ(outcome.out, path + " is good\n");
 }
 
 TEST_F(ConfigTest, ErrorsOfTheDaemonAreErrorsHere) {

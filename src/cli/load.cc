@@ -110,7 +110,7 @@ void AddLoadCommand(CLI::App& app, Context& context) {
   command
       ->add_option("--granularity", options->granularity,
                    "How tensors are cut into extents: auto, model, slab or layer")
-      ->check(CLI::IsMember(Granularities(), CLI::ignore_case))
+      ->transform(CLI::IsMember(Granularities(), CLI::ignore_case))
       ->capture_default_str();
   command->add_option("--keep-alive", options->keep_alive,
                       "How long it stays after its last lease: 5m, 1h30m, 0, forever; default: the "

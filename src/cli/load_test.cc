@@ -132,7 +132,7 @@ TEST_F(LoadTest, ABarFitsIntoANarrowTerminal) {
 
 TEST_F(LoadTest, GranularitiesAreWordsInAnyCase) {
   StartDaemon();
-  EXPECT_EQ(Run({"load", "lenet:1", "--granularity", "LAYER"}).code, 0);
+  ASSERT_EQ(Run({"load", "lenet:1", "--granularity", "LAYER"}).code, 0);
   EXPECT_EQ(backend_.load_requests().back().granularity(), v1::SHARING_GRANULARITY_LAYER);
   EXPECT_EQ(Run({"load", "lenet:1"}).code, 0);
   EXPECT_EQ(backend_.load_requests().back().granularity(), v1::SHARING_GRANULARITY_MODEL);

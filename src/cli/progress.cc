@@ -54,7 +54,8 @@ void ProgressBar::Update(const Step& step) {
   const size_t columns = std::max<size_t>(TerminalColumns(STDERR_FILENO), 20);
   std::string line = Printable(step.label);
   if (step.total_bytes > 0) {
-    const size_t used = DisplayWidth(line) + DisplayWidth(tail) + 6;
+    // Brackets and spaces, and the last column, at which terminals go on to the next line.
+    const size_t used = DisplayWidth(line) + DisplayWidth(tail) + 7;
     if (used + 10 <= columns) {
       const size_t width = std::min<size_t>(columns - used, 40);
       const double part = std::min(

@@ -71,14 +71,14 @@ TEST(ProgressTest, ATerminalSeesNothingWhenNobodyWantsABar) {
 }
 
 TEST(ProgressTest, TheBarShowsHowMuchHowFastAndHowLongStill) {
-  TerminalAsStderr terminal(100);
+  TerminalAsStderr terminal(120);
   ProgressBar bar(true);
   bar.Update({.label = "vgg16 loading",
               .done_bytes = 256 * kMiB,
               .total_bytes = 512 * kMiB,
               .bytes_per_second = static_cast<double>(128 * kMiB)});
-  EXPECT_EQ(terminal.Written(), "\r\033[Kvgg16 loading  [" + std::string(16, '#') +
-                                    std::string(17, '.') +
+  EXPECT_EQ(terminal.Written(), "\r\033[Kvgg16 loading  [" + std::string(20, '#') +
+                                    std::string(20, '.') +
                                     "]  256.0 MiB of 512.0 MiB, 128.0 MiB/s, 2s left");
 }
 
