@@ -23,12 +23,17 @@ class DeviceTest : public BenchTest {
  protected:
   void SetUp() override {
     BenchTest::SetUp();
-    if (!OnRealGpu()) ASSERT_EQ(FAKE(fake_cuda_fail)(""), 0);
+    ASSERT_FALSE(Devices().empty());  // Loads the driver.
+    if (!OnRealGpu()) {
+      ASSERT_EQ(FAKE(fake_cuda_fail)(""), 0);
+    }
     before_ = HeldMemoryObjects();
   }
   void TearDown() override {
     EXPECT_EQ(HeldMemoryObjects(), before_);  // All devices of the test are gone.
-    if (!OnRealGpu()) EXPECT_EQ(FAKE(fake_cuda_fail)(""), 0);
+    if (!OnRealGpu()) {
+      EXPECT_EQ(FAKE(fake_cuda_fail)(""), 0);
+    }
     BenchTest::TearDown();
   }
 
@@ -129,7 +134,9 @@ TEST_F(DeviceTest, EveryCopyTakesTime) {
       EXPECT_GT(Must(device.MeasureCopy(copy, kMiB)), 0);
     }
     for (Device& peer : devices) {
-      if (&peer != &device) EXPECT_GT(Must(device.MeasureCopyFrom(peer, kMiB)), 0);
+      if (&peer != &device) {
+        EXPECT_GT(Must(device.MeasureCopyFrom(peer, kMiB)), 0);
+      }
     }
   }
 }

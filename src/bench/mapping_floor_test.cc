@@ -30,7 +30,9 @@ TEST_F(MappingFloorTest, AMappingIsMadeAndTakenAwayEachTime) {
 
 TEST_F(MappingFloorTest, MemoryThatCanNotBeMappedIsAnErrorAndLeavesNothing) {
   const Result<HostMappingFloor> floor = HostMappingFloor::Make(uint64_t{1} << 60);
-  if (floor.ok()) EXPECT_FALSE(floor->Measure().ok());  // No address space is as large.
+  if (floor.ok()) {  // No address space is as large.
+    EXPECT_FALSE(floor->Measure().ok());
+  }
   EXPECT_EQ(Mappings(), 0);
 }
 

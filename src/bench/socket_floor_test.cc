@@ -54,6 +54,7 @@ TEST_F(SocketFloorTest, SeveralClientsAreServedByTurns) {
     Result<SocketFloorClient> client = SocketFloorClient::Connect(path, 4 * kMiB);
     ASSERT_TRUE(client.ok()) << client.status().ToString();
     clients.push_back(std::move(*client));
+    ASSERT_TRUE(clients.back().Measure().ok());  // The server has its end, too.
   }
   const int descriptors = Descriptors();
   for (int i = 0; i < 20; ++i) {

@@ -73,7 +73,8 @@ TEST_F(LsTest, WhatIsNotKnownYetIsADash) {
     model.view.set_tensor_count(0);
   });
   StartDaemon();
-  EXPECT_THAT(Lines(Run({"ls"}).out)[1], StartsWith("lenet:1  -                    -        -  -"));
+  EXPECT_THAT(Lines(Run({"ls"}).out)[1],
+              StartsWith("lenet:1  -                     -        -  -  "));
 }
 
 TEST_F(LsTest, NoModelsAreAnEmptyTableAndAnEmptyArray) {
