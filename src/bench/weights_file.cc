@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/format.h"
+#include "base/units.h"
 #include "base/limits.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
@@ -159,8 +159,8 @@ Status CheckRoom(const WeightsFileSpec& spec) {
   }
   const uint64_t free = static_cast<uint64_t>(room.f_bavail) * room.f_frsize;
   if (!spec.sparse && free < spec.bytes + spec.bytes / 64) {
-    return ResourceExhaustedError("a file of " + FormatBytes(spec.bytes) + " does not fit into " +
-                                  spec.directory + ", which has " + FormatBytes(free) +
+    return ResourceExhaustedError("a file of " + FormatSize(spec.bytes) + " does not fit into " +
+                                  spec.directory + ", which has " + FormatSize(free) +
                                   " left: give --dir, or smaller --size");
   }
   return OkStatus();
@@ -185,7 +185,7 @@ Result<WeightsFile> WeightsFile::Write(const WeightsFileSpec& spec, const Interr
   // The daemon may be another user.
   if (::fchmod(fd.get(), 0644) != 0) return ErrnoStatus(errno, "chmod of " + path);
   if (::ftruncate(fd.get(), static_cast<off_t>(file.bytes_)) != 0) {
-    return ErrnoStatus(errno, "making " + path + " " + FormatBytes(file.bytes_) + " long");
+    return ErrnoStatus(errno, "making " + path + " " + FormatSize(file.bytes_) + " long");
   }
   RETURN_IF_ERROR(WriteAt(fd.get(), header.data(), header.size(), 0, path));
   std::random_device device;

@@ -5,44 +5,32 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string_view>
 #include <utility>
 
+#include "base/files.h"
 #include "base/limits.h"
+#include "base/machine.h"
 #include "base/unique_fd.h"
-#include "daemon/config.h"
+#include "base/units.h"
+#include "daemon/config_layers.h"
 
 namespace trims::cli {
 namespace {
 
+// A small file of the kernel's without the line ends behind it.
 std::optional<std::string> ReadText(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return std::nullopt;
-  std::string content = text.str();
-  while (!content.empty() && content.back() == '\n') content.pop_back();
-  return content;
-}
-
-// A value of /proc/meminfo in bytes or pages.
-std::optional<uint64_t> MemInfo(const std::string& root, const std::string& key) {
-  std::ifstream file(root + "/proc/meminfo");
-  std::string line;
-  while (std::getline(file, line)) {
-    if (!line.starts_with(key + ":")) continue;
-    std::istringstream fields(line.substr(key.size() + 1));
-    uint64_t value = 0;
-    std::string unit;
-    fields >> value >> unit;
-    return unit == "kB" ? value * kKiB : value;
-  }
-  return std::nullopt;
+  Result<std::string> text = ReadSmallFile(path, kMiB);
+  if (!text.ok()) return std::nullopt;
+  while (!text->empty() && text->back() == '\n') text->pop_back();
+  return *text;
 }
 
 std::string LimitText(rlim_t limit) {
@@ -66,8 +54,8 @@ Limit ReadLimit(const std::string& root, int resource, const char* name,
       std::string soft;
       fields >> soft;
       if (soft == "unlimited") return {"the daemon's", RLIM_INFINITY};
-      if (!soft.empty() && soft.find_first_not_of("0123456789") == std::string::npos) {
-        return {"the daemon's", static_cast<rlim_t>(std::stoull(soft))};
+      if (const auto count = ParseCount(soft, std::numeric_limits<rlim_t>::max())) {
+        return {"the daemon's", *count};
       }
     }
   }
@@ -107,7 +95,7 @@ Finding CheckMemlock(const std::string& root, const std::optional<v1::GetStatusR
 Finding CheckProc(const std::string& root) {
   char target[64];
   if (::readlink((root + "/proc/self/exe").c_str(), target, sizeof target) < 0 ||
-      !MemInfo(root, "MemTotal")) {
+      !MemInfo("MemTotal", root)) {
     return Bad(Level::kFail, "/proc", "not mounted, or not readable",
                "mount it: memory is re-opened read-only through /proc/self/fd");
   }
@@ -151,9 +139,9 @@ Finding CheckSealing() {
 }
 
 Finding CheckHugePages(const std::string& root) {
-  const uint64_t total = MemInfo(root, "HugePages_Total").value_or(0);
-  const uint64_t free = MemInfo(root, "HugePages_Free").value_or(0);
-  const uint64_t size = MemInfo(root, "Hugepagesize").value_or(0);
+  const uint64_t total = MemInfo("HugePages_Total", root).value_or(0);
+  const uint64_t free = MemInfo("HugePages_Free", root).value_or(0);
+  const uint64_t size = MemInfo("Hugepagesize", root).value_or(0);
   const std::string text = std::to_string(free) + " of " + std::to_string(total) +
                            " huge pages of " + FormatSize(size) + " are free";
   if (free == 0) {
@@ -184,37 +172,9 @@ Finding CheckShmemThp(const std::string& root) {
   return Good("transparent huge pages", line);
 }
 
-// The tightest memory limit of a process's cgroup and those above it; v2, then v1.
-std::optional<uint64_t> CgroupLimit(const std::string& root, const std::string& pid) {
-  std::ifstream file(root + "/proc/" + pid + "/cgroup");
-  std::string line;
-  std::optional<uint64_t> tightest;
-  while (std::getline(file, line)) {
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool v2 = controllers.empty();
-    if (!v2 && ("," + controllers + ",").find(",memory,") == std::string::npos) continue;
-    const std::string hierarchy = root + (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory");
-    const std::string name = v2 ? "memory.max" : "memory.limit_in_bytes";
-    std::filesystem::path group = line.substr(second + 1);
-    while (true) {
-      const std::optional<std::string> value = ReadText(hierarchy + group.string() + "/" + name);
-      if (value && !value->empty() && value->find_first_not_of("0123456789") == std::string::npos) {
-        const uint64_t limit = std::strtoull(value->c_str(), nullptr, 10);
-        if (!tightest || limit < *tightest) tightest = limit;
-      }
-      if (!group.has_relative_path()) break;
-      group = group.parent_path();
-    }
-  }
-  return tightest;
-}
-
 Finding CheckMemory(const std::string& root, const std::optional<v1::GetStatusResponse>& daemon) {
   const std::string check = "memory";
-  const uint64_t machine = MemInfo(root, "MemTotal").value_or(0);
+  const uint64_t machine = MemInfo("MemTotal", root).value_or(0);
   uint64_t budget = 0;
   std::string whose = "the host tier's budget";
   std::string pid = "self";
@@ -239,12 +199,11 @@ Finding CheckMemory(const std::string& root, const std::optional<v1::GetStatusRe
                  "correct the setting that is named");
     }
     whose = "the budget that a daemon started here would have";
-    budget = loaded->config.host_capacity_bytes.value_or(
-        static_cast<uint64_t>(loaded->config.memory_percentage * static_cast<double>(machine)));
+    budget = HostBudgetBytes(loaded->config, UsableMemoryBytes(root));
   }
-  const std::optional<uint64_t> cgroup = CgroupLimit(root, pid);
-  const bool limited = cgroup && *cgroup < machine;
-  const uint64_t available = limited ? *cgroup : machine;
+  const uint64_t limit = MemoryLimitBytes(pid, root);
+  const bool limited = limit < machine;
+  const uint64_t available = std::min(limit, machine);
   const std::string text = whose + " is " + FormatSize(budget) + ", " +
                            (limited ? "its cgroup's limit " : "the machine has ") +
                            FormatSize(available);
