@@ -227,12 +227,36 @@ void Store::State::CheckInvariants() const {
     }
   }
 
+  for (const Replica& replica : replicas) {
+    uint64_t unshared = 0;
+    uint32_t shared = 0;
+    for (const Slot& slot : replica.slots) {
+      if (slot.held == nullptr) continue;
+      if (slot.held->refs > 1) {
+        ++shared;
+        continue;
+      }
+      unshared += slot.held->bytes;
+      REQUIRE(slot.held->referrers == reinterpret_cast<uintptr_t>(&replica),
+              "an extent does not know the one that refers to it", &replica);
+    }
+    REQUIRE(unshared == replica.unshared && shared == replica.shared,
+            "what a replica shares is miscounted", &replica);
+  }
+
   size_t idle = 0;
   for (const auto& [digest, model] : models) {
     const auto it = model_counts.find(&model);
     REQUIRE(digest == model.digest, "a model is under another digest", nullptr);
     REQUIRE(model.replicas == (it == model_counts.end() ? 0 : it->second),
             "a model's replicas are miscounted", nullptr);
+    for (size_t tier = 0; tier < tiers.size(); ++tier) {
+      uint64_t highest = model.trusted_peaks[tier];
+      for (const auto& [key, peak] : model.peaks) {
+        if (key.first == tier) highest = std::max(highest, peak);
+      }
+      REQUIRE(highest == model.highest_peaks[tier], "a peak is misremembered", nullptr);
+    }
     const bool in_use = model.replicas > 0 || model.AnyPinned();
     REQUIRE(in_use != model.idle.has_value(), "a model in use may be forgotten", nullptr);
     idle += model.idle.has_value();

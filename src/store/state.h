@@ -35,17 +35,28 @@ inline constexpr size_t kMaxHoldersInMessage = 8;
 // Without an estimate or a measurement, loading is taken to run at this rate.
 inline constexpr double kAssumedLoadBytesPerSecond = 1e9;
 
+struct Replica;
+
 // The bytes of one extent in one tier, or the place reserved for them.
 struct HeldExtent {
   Digest key;
   TierIndex tier = 0;
+  // Scratch of Tiers, valid in its look of this number: what was met so far. Beside what else
+  // it reads, because it walks through very many of these.
+  bool leased = false;
+  bool pinned = false;
+  bool revoked = false;
+  bool in_service = false;
+  uint64_t look = 0;
+  uint32_t evictable = 0;  // Referring replicas that could go.
+  uint32_t refs = 0;       // Replicas with a slot that points here.
   uint64_t bytes = 0;
-  uint32_t refs = 0;          // Replicas with a slot that points here.
+  uintptr_t referrers = 0;    // Sum of their addresses: with one left, its address.
   bool ready = false;         // Bytes are there and verified.
   bool present = false;       // The caller has a descriptor of it: ready or adopted.
   bool condemned = false;     // Quarantined: counted, but not in TierUse::extents any more.
-  std::vector<LoadId> loads;  // That will make it ready. One, or several adoptions.
   uint32_t chosen = 0;        // Scratch of admission: referring replicas chosen as victims.
+  std::vector<LoadId> loads;  // That will make it ready. One, or several adoptions.
 };
 
 struct Slot {
@@ -76,6 +87,7 @@ struct Model {
   // model inadmissible for all by one lie.
   std::vector<uint64_t> trusted_peaks;
   std::map<std::pair<TierIndex, uint32_t>, uint64_t> peaks;
+  std::vector<uint64_t> highest_peaks;              // By tier, of all reports that are remembered.
   std::optional<std::list<Digest>::iterator> idle;  // In State::idle_models.
 
   bool AnyPinned() const;
@@ -100,7 +112,9 @@ struct Replica {
   std::string name;
   ReplicaState state = ReplicaState::kLoading;
   std::vector<Slot> slots;
-  uint64_t bytes = 0;  // Of all slots.
+  uint64_t bytes = 0;     // Of all slots.
+  uint64_t unshared = 0;  // Of what only its slots point to.
+  uint32_t shared = 0;    // Slots that point to what others point to as well.
   uint32_t leases = 0;
   uint64_t opens = 0;
   uint64_t load_number = 0;
@@ -220,6 +234,9 @@ struct Store::State {
                    bool proved_access, const std::optional<std::optional<Duration>>& keep_alive);
   // Refers to whatever of its extents is ready.
   void Attach(Replica& replica);
+  // Points an empty slot to bytes, and Deref takes it off them. Only these two touch
+  // the references, and what is counted of them.
+  void Refer(Replica& replica, Slot& slot, HeldExtent& held);
   // Next step of loading: wait for others, load what is missing, or be ready.
   void Advance(Replica& replica);
   void BecomeReady(Replica& replica);
@@ -233,7 +250,7 @@ struct Store::State {
   Load* FindLoad(LoadId id);
 
   // --- Leaving (store.cc) ---
-  void Deref(HeldExtent* held, std::vector<Digest>* released);
+  void Deref(Replica& replica, Slot& slot, std::vector<Digest>* released);
   void EmitRelease(TierIndex tier, std::vector<Digest> released);
   // Removes a replica that nobody leases, waits for or loads.
   void Drop(Replica& replica, Notify::Kind kind, std::string_view detail);
@@ -270,11 +287,16 @@ struct Store::State {
   Status Describe(const Refusal& refusal, const Replica& replica, const Waiter& asker) const;
   // "2 leases, pinned": why a replica stays; "" when it is evictable.
   std::string WhyKept(const Replica& replica) const;
+  // The same of several, with who holds them.
+  std::vector<EvictResult::Kept> WhyKept(const std::vector<const Replica*>& stay) const;
   bool MayKnow(const Model& model, uint32_t uid, bool is_admin) const;
 
   // --- Views and checks (views.cc, invariants.cc) ---
+  ReplicaSummary Summary(const Replica& replica) const;
   ReplicaView View(const Replica& replica) const;
-  std::vector<TierView> Tiers() const;
+  // The incarnation that Find shows; null when there is none.
+  const Replica* Shown(const ReplicaKey& key) const;
+  std::vector<TierView> Tiers();
   void CheckInvariants() const;
 
   bool Pinned(const Replica& replica) const { return replica.model->pinned[replica.key.tier]; }
@@ -309,6 +331,7 @@ struct Store::State {
   uint64_t next_generation = 0;
   uint64_t next_serial = 1;
   uint64_t next_load_number = 1;
+  uint64_t last_look = 0;  // Of Tiers.
 };
 
 }  // namespace trims::store

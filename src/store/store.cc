@@ -354,9 +354,13 @@ void Store::State::On(const LeaseClosed& event) {
     if (lease.is_admin) {
       raise(model.trusted_peaks[tier]);
     } else {
-      if (model.peaks.size() >= kMaxPeaksPerModel) model.peaks.clear();
+      if (model.peaks.size() >= kMaxPeaksPerModel) {
+        model.peaks.clear();
+        model.highest_peaks = model.trusted_peaks;
+      }
       raise(model.peaks[{tier, lease.uid}]);
     }
+    raise(model.highest_peaks[tier]);
   }
   EndLease(it->first, lease);
 }
@@ -385,6 +389,7 @@ Model& Store::State::ModelOf(const Digest& digest) {
     it->second.digest = digest;
     it->second.pinned.resize(tiers.size());
     it->second.trusted_peaks.resize(tiers.size());
+    it->second.highest_peaks.resize(tiers.size());
   }
   return it->second;
 }
@@ -445,9 +450,24 @@ void Store::State::Attach(Replica& replica) {
     if (slot.held != nullptr) continue;
     const auto it = extents.find(slot.key);
     if (it == extents.end() || !it->second->ready) continue;
-    slot.held = it->second.get();
-    ++slot.held->refs;
+    Refer(replica, slot, *it->second);
   }
+}
+
+void Store::State::Refer(Replica& replica, Slot& slot, HeldExtent& held) {
+  slot.held = &held;
+  ++held.refs;
+  if (held.refs == 1) {
+    replica.unshared += held.bytes;
+  } else {
+    ++replica.shared;
+  }
+  if (held.refs == 2) {
+    Replica& other = *reinterpret_cast<Replica*>(held.referrers);
+    other.unshared -= held.bytes;
+    ++other.shared;
+  }
+  held.referrers += reinterpret_cast<uintptr_t>(&replica);
 }
 
 void Store::State::Await(Replica& replica, Load& load) {
@@ -515,9 +535,8 @@ void Store::State::Advance(Replica& replica) {
     held->key = slot->key;
     held->tier = replica.key.tier;
     held->bytes = slot->bytes;
-    held->refs = 1;
     held->loads.push_back(id);
-    slot->held = held.get();
+    Refer(replica, *slot, *held);
     load.extents.push_back(held.get());
     action.missing.push_back({.key = slot->key, .bytes = slot->bytes});
     tier.extents.emplace(slot->key, std::move(held));
@@ -644,12 +663,12 @@ void Store::State::On(const LoadFailed& event) {
       continue;
     }
     std::erase(slot.held->loads, load.id);
-    Deref(std::exchange(slot.held, nullptr), &released);
+    Deref(replica, slot, &released);
   }
   if (load.adoption) {
     // Extents of it that another adoption has verified meanwhile stay with that one.
     for (Slot& slot : replica.slots) {
-      if (slot.held != nullptr) Deref(std::exchange(slot.held, nullptr), &released);
+      if (slot.held != nullptr) Deref(replica, slot, &released);
     }
   }
   EmitRelease(replica.key.tier, std::move(released));
@@ -741,8 +760,7 @@ void Store::State::On(const AdoptionStarted& event) {
       held->present = true;
       tier.used += slot.bytes;
     }
-    slot.held = held.get();
-    ++held->refs;
+    Refer(replica, slot, *held);
     if (!held->ready) {
       held->loads.push_back(load.id);
       load.extents.push_back(held.get());
@@ -758,8 +776,19 @@ uint64_t Store::State::FreeBytes(TierIndex tier) const {
   return budget - std::min(budget, tiers[tier].used);
 }
 
-void Store::State::Deref(HeldExtent* held, std::vector<Digest>* released) {
-  if (--held->refs > 0) return;
+void Store::State::Deref(Replica& replica, Slot& slot, std::vector<Digest>* released) {
+  HeldExtent* const held = std::exchange(slot.held, nullptr);
+  held->referrers -= reinterpret_cast<uintptr_t>(&replica);
+  if (--held->refs > 0) {
+    --replica.shared;
+    if (held->refs == 1) {
+      Replica& other = *reinterpret_cast<Replica*>(held->referrers);
+      other.unshared += held->bytes;
+      --other.shared;
+    }
+    return;
+  }
+  replica.unshared -= held->bytes;
   TierUse& tier = tiers[held->tier];
   tier.used -= held->bytes;
   if (held->condemned) {
@@ -788,7 +817,7 @@ void Store::State::Erase(Replica& replica) {
   MakeNotCurrent(replica);
   std::vector<Digest> released;
   for (Slot& slot : replica.slots) {
-    if (slot.held != nullptr) Deref(slot.held, &released);
+    if (slot.held != nullptr) Deref(replica, slot, &released);
   }
   EmitRelease(replica.key.tier, std::move(released));
   Model& model = *replica.model;
@@ -926,29 +955,9 @@ void Store::State::On(const EvictAsked& event) {
       }
     } else {
       kept.push_back(replica);
-      result.kept.push_back({.replica = replica->key,
-                             .generation = replica->generation,
-                             .name = replica->name,
-                             .state = replica->state,
-                             .reason = WhyKept(*replica),
-                             .leases = replica->leases});
     }
   }
-  const bool any_leased = std::any_of(kept.begin(), kept.end(),
-                                      [](const Replica* replica) { return replica->leases > 0; });
-  if (any_leased) {
-    for (const auto& [id, lease] : leases) {
-      const auto it = std::find(kept.begin(), kept.end(), lease.replica);
-      if (it == kept.end()) continue;
-      result.kept[static_cast<size_t>(it - kept.begin())].holders.push_back(
-          {.lease = id, .session = lease.session, .uid = lease.uid});
-    }
-    for (EvictResult::Kept& one : result.kept) {
-      std::sort(one.holders.begin(), one.holders.end(),
-                [](const Holder& a, const Holder& b) { return a.lease < b.lease; });
-      if (one.holders.size() > kMaxHoldersReported) one.holders.resize(kMaxHoldersReported);
-    }
-  }
+  result.kept = WhyKept(kept);
   out.emplace_back(std::move(result));
 }
 
@@ -992,7 +1001,7 @@ void Store::State::On(const QuarantineAsked& event) {
       // Nobody has seen it yet: it takes a good copy instead, see Advance.
       if (Load* load = FindLoad(replica.load)) std::erase(load->extents, slot.held);
       std::erase(slot.held->loads, replica.load);
-      Deref(std::exchange(slot.held, nullptr), &released);
+      Deref(replica, slot, &released);
     }
     if (!affected ||
         (replica.state != ReplicaState::kReady && replica.state != ReplicaState::kDraining)) {

@@ -90,6 +90,7 @@
 // nothing from the other.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -128,7 +129,23 @@ class Store final {
   // The incarnation that opens get; without one, the latest that is still leased.
   std::optional<ReplicaView> Find(const ReplicaKey& key) const;
   std::vector<LeaseView> Leases() const;  // Sorted by id.
+  // Constant time for each replica, and for each extent of those that share any.
   std::vector<TierView> Tiers() const;
+
+  // One look at everything, for whoever must not keep the caller's thread: in no
+  // particular order, constant time each, nothing copied that grows with extents or
+  // uids. What `fn` gets is valid until it returns; it must not call Apply.
+  void ForEachReplica(const std::function<void(const ReplicaSummary&)>& fn) const;
+  void ForEachLease(const std::function<void(const LeaseView&)>& fn) const;
+  // Every pin mark, with replicas or without.
+  void ForEachPin(const std::function<void(const Digest& model, TierIndex tier)>& fn) const;
+  size_t lease_count() const;
+  // As Find, in constant time while there is an incarnation that opens get.
+  std::optional<ReplicaSummary> Summary(const ReplicaKey& key) const;
+  // What an EvictAsked without force would keep now, as its answer would say it.
+  std::vector<EvictResult::Kept> WhatStays(const Digest& model,
+                                           std::optional<TierIndex> tier) const;
+
   const Config& config() const;
   // When the next keep_alive runs out, for the caller's timer.
   std::optional<Time> NextDeadline() const;

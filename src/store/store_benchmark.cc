@@ -65,6 +65,7 @@ class World {
     return 0;
   }
   OpenId NextOpen() { return ++open_; }
+  const Store& store() const { return store_; }
 
  private:
   static Config With(uint64_t budget, PolicyKind policy) {
@@ -160,6 +161,39 @@ void EndSession(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(leases));
 }
 BENCHMARK(EndSession)->ArgName("leases")->Arg(1)->Arg(1'000);
+
+// What a snapshot asks of the store: every replica, every lease and, by the last argument,
+// what each tier adds up to. Models share every other extent with the one before.
+void LookAtEverything(benchmark::State& state) {
+  const auto models = static_cast<uint64_t>(state.range(0));
+  const auto leases = static_cast<uint64_t>(state.range(1));
+  const auto extents = static_cast<uint64_t>(state.range(2));
+  World world(models * extents * kBytes);
+  for (uint64_t i = 0; i < leases; ++i) {
+    const uint64_t model = i % models;
+    OpenAsked event = world.Asks(model, extents, 1 + i);
+    for (uint64_t at = 1; at < extents; at += 2)
+      event.plan.extents[at].key = NumberedDigest((model / 2 << 20) + at + (uint64_t{1} << 60));
+    world.Open(event);
+  }
+  for (auto _ : state) {
+    std::vector<ReplicaSummary> replicas;
+    std::vector<LeaseView> held;
+    held.reserve(world.store().lease_count());
+    world.store().ForEachReplica([&](const ReplicaSummary& one) { replicas.push_back(one); });
+    world.store().ForEachLease([&](const LeaseView& one) { held.push_back(one); });
+    benchmark::DoNotOptimize(replicas.data());
+    benchmark::DoNotOptimize(held.data());
+    if (state.range(3) != 0) benchmark::DoNotOptimize(world.store().Tiers());
+  }
+}
+BENCHMARK(LookAtEverything)
+    ->ArgNames({"models", "leases", "extents", "tiers"})
+    ->Args({2'000, 60'000, 1, 0})
+    ->Args({2'000, 60'000, 1, 1})
+    ->Args({2'000, 60'000, 200, 0})
+    ->Args({2'000, 60'000, 200, 1})
+    ->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace trims::store

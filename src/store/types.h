@@ -316,13 +316,14 @@ struct LeaseView {
   Time since{};
   uint64_t generation = 0;
 };
-struct ReplicaView {
+// What takes constant time to say of a replica, however many extents it has.
+struct ReplicaSummary {
   ReplicaKey replica;
-  std::string name;
   ReplicaState state{};
   uint64_t generation = 0;
   uint64_t bytes = 0;           // Of all its extents.
   uint64_t unshared_bytes = 0;  // What evicting it would free.
+  uint32_t extent_count = 0;
   uint32_t leases = 0;
   bool pinned = false;
   uint64_t opens = 0;  // Since it was loaded.
@@ -330,10 +331,13 @@ struct ReplicaView {
   Time loaded_at{};
   Time last_open{};
   std::optional<Time> expires_at;  // keep_alive running.
+  uint32_t waiting = 0;            // Opens and prefetches that wait for the load.
+};
+struct ReplicaView : ReplicaSummary {
+  std::string name;
   std::vector<Extent> extents;
   bool is_public = true;
   std::vector<uint32_t> proved_uids;  // Sorted; for the ledger that a next worker adopts from.
-  uint32_t waiting = 0;               // Opens and prefetches that wait for the load.
 };
 struct TierView {
   std::string name;
