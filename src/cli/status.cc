@@ -79,6 +79,11 @@ ExitCode RunStatus(const Context& context, Connection& daemon) {
   line("opens", std::to_string(response.opens()) + ", of these " +
                     std::to_string(response.opens_hit()) + " without a load; " +
                     std::to_string(response.opens_failed()) + " failed");
+  if (response.reactor_slow_callbacks() > 0) {
+    line("held up", std::to_string(response.reactor_slow_callbacks()) +
+                        " times for longer than 10 ms, for " +
+                        Microseconds(response.reactor_longest_callback()) + " at most");
+  }
   line("verified", std::to_string(response.verifications()) + " replicas, of these " +
                        std::to_string(response.quarantines()) + " had wrong bytes");
   if (!response.devices().empty()) {

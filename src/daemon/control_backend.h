@@ -1,6 +1,7 @@
 // What the control service asks of the daemon: one method per RPC of
 // proto/trims/v1/control.proto, whose comments specify them. Interface; the
 // worker implements it, tests have fake_control_backend.h.
+// Both keep the rules of control_conformance.h.
 //
 // Thread rule: called on gRPC's threads, several at a time; methods may block.
 // Lifetime rule: outlives the ControlServer it was given to. References passed
@@ -60,8 +61,11 @@ class ControlBackend {
   virtual Status List(const v1::ListRequest& request, v1::ListResponse* response) = 0;
   virtual Status Load(const v1::LoadRequest& request, const Emit<v1::LoadProgress>& emit,
                       const Cancelled& cancelled) = 0;
-  virtual Status Pin(const v1::PinRequest& request, v1::PinResponse* response) = 0;
-  virtual Status Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* response) = 0;
+  // These two may have to read a model that nobody has looked at yet.
+  virtual Status Pin(const v1::PinRequest& request, v1::PinResponse* response,
+                     const Cancelled& cancelled) = 0;
+  virtual Status Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* response,
+                       const Cancelled& cancelled) = 0;
   virtual Status Evict(const v1::EvictRequest& request, v1::EvictResponse* response) = 0;
   virtual Status Add(const v1::AddRequest& request, v1::AddResponse* response) = 0;
   virtual Status Remove(const v1::RemoveRequest& request, v1::RemoveResponse* response) = 0;

@@ -75,8 +75,6 @@ class ControlService final : public v1::Control::Service {
   }
   TRIMS_UNARY_(Info)
   TRIMS_UNARY_(List)
-  TRIMS_UNARY_(Pin)
-  TRIMS_UNARY_(Unpin)
   TRIMS_UNARY_(Evict)
   TRIMS_UNARY_(Add)
   TRIMS_UNARY_(Remove)
@@ -85,6 +83,14 @@ class ControlService final : public v1::Control::Service {
   TRIMS_UNARY_(GetStatus)
 #undef TRIMS_UNARY_
 
+  grpc::Status Pin(grpc::ServerContext* context, const v1::PinRequest* request,
+                   v1::PinResponse* response) override {
+    return Finish(backend_->Pin(*request, response, CancelledBy(context)), response);
+  }
+  grpc::Status Unpin(grpc::ServerContext* context, const v1::UnpinRequest* request,
+                     v1::UnpinResponse* response) override {
+    return Finish(backend_->Unpin(*request, response, CancelledBy(context)), response);
+  }
   grpc::Status Load(grpc::ServerContext* context, const v1::LoadRequest* request,
                     grpc::ServerWriter<v1::LoadProgress>* writer) override {
     return Finish(backend_->Load(*request, EmitTo(writer), CancelledBy(context)));
@@ -123,6 +129,14 @@ class ControlService final : public v1::Control::Service {
     return [this, context] { return stopping_ || context->IsCancelled(); };
   }
 
+  // An answer that was cut short by the shutdown is not the caller's doing.
+  grpc::Status Finish(const Status& status, google::protobuf::Message* response) {
+    if (status.ok()) {
+      RepairStrings(response);
+      return grpc::Status::OK;
+    }
+    return Finish(status);
+  }
   // A stream that was cut short by the shutdown must not look complete.
   grpc::Status Finish(const Status& status) {
     if (stopping_ && (status.ok() || status.code() == StatusCode::kCancelled)) {

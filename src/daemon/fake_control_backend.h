@@ -1,23 +1,28 @@
 // A ControlBackend over a small table in memory: what the control server and the
-// command line program are tested with. It keeps the rules that control.proto
-// states (names, force, leases, pins, verdicts) and moves no bytes. Thread-safe.
+// command line program are tested with. It keeps the rules of control.proto, which
+// control_conformance.h checks, moves no bytes, and tells watchers only what a test
+// publishes. Thread-safe.
 #pragma once
 
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/mutex.h"
 #include "daemon/control_backend.h"
+#include "daemon/control_requests.h"
 #include "trims/v1/control.pb.h"
 
 namespace trims {
@@ -154,11 +159,14 @@ class FakeControlBackend final : public ControlBackend {
     {
       const MutexLock lock(mu_);
       load_requests_.push_back(request);
+      RETURN_IF_ERROR(GranularityOf(request).status());
+      RETURN_IF_ERROR(KeepAliveOf(request).status());
       ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
-      if (!HasTierLocked(tier)) return NotFoundError("no tier named " + tier);
+      RETURN_IF_ERROR(CheckTierLocked(tier));
       bytes = model->view.weight_bytes();
       for (const v1::ReplicaView& replica : model->view.replicas()) {
-        resident = resident || replica.tier() == tier;
+        resident =
+            resident || (replica.tier() == tier && replica.state() == v1::REPLICA_STATE_READY);
       }
     }
     if (bytes > capacity_bytes_) {
@@ -198,16 +206,19 @@ class FakeControlBackend final : public ControlBackend {
     return OkStatus();
   }
 
-  Status Pin(const v1::PinRequest& request, v1::PinResponse* response) override {
+  Status Pin(const v1::PinRequest& request, v1::PinResponse* response, const Cancelled&) override {
     const MutexLock lock(mu_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
+    RETURN_IF_ERROR(CheckTierLocked(request.tier()));
     SetPinLocked(*model, request.tier().empty() ? "host" : request.tier(), true);
     *response->mutable_model() = model->view;
     return OkStatus();
   }
-  Status Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* response) override {
+  Status Unpin(const v1::UnpinRequest& request, v1::UnpinResponse* response,
+               const Cancelled&) override {
     const MutexLock lock(mu_);
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.model()));
+    RETURN_IF_ERROR(CheckTierLocked(request.tier()));
     SetPinLocked(*model, request.tier(), false);
     *response->mutable_model() = model->view;
     return OkStatus();
@@ -220,9 +231,8 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status Add(const v1::AddRequest& request, v1::AddResponse* response) override {
-    if (request.path().empty() || request.path()[0] != '/') {
-      return InvalidArgumentError("the path must be absolute, got \"" + request.path() + "\"");
-    }
+    RETURN_IF_ERROR(CheckModelPath(request.path()));
+    RETURN_IF_ERROR(CheckName(request.name()));
     bool taken = false;
     {
       const MutexLock lock(mu_);
@@ -230,6 +240,10 @@ class FakeControlBackend final : public ControlBackend {
     }
     if (taken && !request.replace()) {
       return AlreadyExistsError("the name " + request.name() + " is taken");
+    }
+    {
+      const MutexLock lock(mu_);
+      models_.erase(request.name());  // What was resident under the name is not its any more.
     }
     AddModel(request.name(), 'd', 4096);
     const MutexLock lock(mu_);
@@ -243,6 +257,7 @@ class FakeControlBackend final : public ControlBackend {
 
   Status Remove(const v1::RemoveRequest& request, v1::RemoveResponse* response) override {
     const MutexLock lock(mu_);
+    if (request.name().starts_with("@")) return InvalidArgumentError("rm takes a name");
     ASSIGN_OR_RETURN(FakeModel * model, FindLocked(request.name()));
     *response->mutable_model() = model->view;
     if (!model->view.replicas().empty()) {
@@ -258,15 +273,17 @@ class FakeControlBackend final : public ControlBackend {
     std::vector<v1::VerifyProgress> messages;
     {
       const MutexLock lock(mu_);
+      const FakeModel* only = nullptr;
       if (!request.model().empty()) {
-        const Status found = FindLocked(request.model()).status();
-        RETURN_IF_ERROR(found);
+        ASSIGN_OR_RETURN(only, FindLocked(request.model()));
       }
+      RETURN_IF_ERROR(CheckTierLocked(request.tier()));
       uint64_t total = 0;
       for (auto& [name, model] : models_) {
         for (v1::ReplicaView& replica : *model.view.mutable_replicas()) {
-          if (!request.model().empty() && request.model() != name) continue;
+          if (only != nullptr && only != &model) continue;
           if (!request.tier().empty() && request.tier() != replica.tier()) continue;
+          if (replica.state() != v1::REPLICA_STATE_READY) continue;
           v1::VerifyProgress& half = messages.emplace_back();
           half.set_done_bytes(total + replica.bytes() / 2);
           total += replica.bytes();
@@ -282,6 +299,8 @@ class FakeControlBackend final : public ControlBackend {
           verdict->mutable_took()->set_nanos(250'000'000);
         }
       }
+      if (only != nullptr && messages.empty())
+        return NotFoundError(request.model() + " is not resident");
       for (v1::VerifyProgress& message : messages) message.set_total_bytes(total);
     }
     for (const v1::VerifyProgress& message : messages) {
@@ -294,20 +313,27 @@ class FakeControlBackend final : public ControlBackend {
                     v1::ListLeasesResponse* response) override {
     const MutexLock lock(mu_);
     RETURN_IF_ERROR(unary_error_);
+    const FakeModel* only = nullptr;
     if (!request.model().empty()) {
-      const Status found = FindLocked(request.model()).status();
-      RETURN_IF_ERROR(found);
+      ASSIGN_OR_RETURN(only, FindLocked(request.model()));
     }
+    RETURN_IF_ERROR(CheckTierLocked(request.tier()));
     for (const v1::LeaseView& lease : leases_) {
-      if (!request.model().empty() && request.model() != lease.model()) continue;
+      if (only != nullptr && only->view.digest() != lease.digest()) continue;
       if (!request.tier().empty() && request.tier() != lease.tier()) continue;
       *response->add_leases() = lease;
     }
     return OkStatus();
   }
 
-  Status Watch(const v1::WatchRequest&, const std::function<void()>& watching,
+  Status Watch(const v1::WatchRequest& request, const std::function<void()>& watching,
                const Emit<v1::Event>& emit, const Cancelled& cancelled) override {
+    ASSIGN_OR_RETURN(const std::set<int> kinds, EventKindsOf(request));
+    const auto is_asked_for = [&](const v1::Event& event) {
+      return (kinds.empty() || kinds.contains(event.kind())) &&
+             (request.model().empty() || request.model() == event.model() ||
+              request.model() == "@" + event.digest());
+    };
     size_t next = 0;
     {
       const MutexLock lock(mu_);
@@ -320,7 +346,9 @@ class FakeControlBackend final : public ControlBackend {
       {
         const MutexLock lock(mu_);
         changed_.WaitUntil(mu_, Now() + std::chrono::milliseconds(20));
-        for (; next < events_.size(); ++next) news.push_back(events_[next]);
+        for (; next < events_.size(); ++next) {
+          if (is_asked_for(events_[next])) news.push_back(events_[next]);
+        }
       }
       for (const v1::Event& event : news) {
         if (!emit(event)) return Abandon();
@@ -388,20 +416,36 @@ class FakeControlBackend final : public ControlBackend {
     return CancelledError("the caller is gone");
   }
 
-  bool HasTierLocked(const std::string& name) const TRIMS_REQUIRES(mu_) {
+  Status CheckTierLocked(const std::string& name) const TRIMS_REQUIRES(mu_) {
     v1::GetStatusResponse status;
     for (const auto& change : status_changes_) change(&status);
     const auto& tiers = status.tiers();
-    return name == "host" || name == "gpu:GPU-0" ||
-           std::any_of(tiers.begin(), tiers.end(),
-                       [&](const v1::TierView& tier) { return tier.name() == name; });
+    const bool has = name.empty() || name == "host" || name == "gpu:GPU-0" ||
+                     std::any_of(tiers.begin(), tiers.end(),
+                                 [&](const v1::TierView& tier) { return tier.name() == name; });
+    return has ? OkStatus() : NotFoundError("no tier named " + name);
   }
 
   Result<FakeModel*> FindLocked(const std::string& name) TRIMS_REQUIRES(mu_) {
+    RETURN_IF_ERROR(CheckName(name));
     for (auto& [key, model] : models_) {
       if (key == name || "@" + model.view.digest() == name) return &model;
     }
     return NotFoundError("no model named " + name);
+  }
+
+  // As the daemon's ParseModelReference, roughly: what it would never take is not taken.
+  static Status CheckName(const std::string& name) {
+    const bool is_digest = name.starts_with("@");
+    const auto is_odd = [](char c) {
+      return std::isalnum(static_cast<unsigned char>(c)) == 0 &&
+             std::string_view("._-/: ").find(c) == std::string_view::npos;
+    };
+    if (name.empty() || name.size() > 512 || name == ".." ||
+        std::count(name.begin(), name.end(), '/') > 1 ||
+        (is_digest ? name.size() != 72 : std::any_of(name.begin(), name.end(), is_odd)))
+      return InvalidArgumentError("\"" + name + "\" is no model name");
+    return OkStatus();
   }
 
   static void MakeResidentLocked(FakeModel& model, const std::string& tier) {
@@ -425,9 +469,11 @@ class FakeControlBackend final : public ControlBackend {
   }
 
   Status EvictLocked(FakeModel& model, const std::string& tier, bool force,
-                     google::protobuf::RepeatedPtrField<v1::EvictedReplica>* evicted) {
+                     google::protobuf::RepeatedPtrField<v1::EvictedReplica>* evicted)
+      TRIMS_REQUIRES(mu_) {
     google::protobuf::RepeatedPtrField<v1::ReplicaView> kept;
     std::vector<v1::EvictedReplica> gone;
+    RETURN_IF_ERROR(CheckTierLocked(tier));
     for (v1::ReplicaView& replica : *model.view.mutable_replicas()) {
       if (!tier.empty() && replica.tier() != tier) {
         *kept.Add() = replica;
@@ -449,6 +495,7 @@ class FakeControlBackend final : public ControlBackend {
       }
     }
     if (gone.empty()) return NotFoundError(model.view.name() + " is not resident");
+    if (force) SetPinLocked(model, tier, false);
     for (const v1::EvictedReplica& one : gone) *evicted->Add() = one;
     *model.view.mutable_replicas() = kept;
     return OkStatus();

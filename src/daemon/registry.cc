@@ -1,6 +1,7 @@
 #include "daemon/registry.h"
 
 #include <algorithm>
+#include <tuple>
 #include <variant>
 
 #include "daemon/log.h"
@@ -183,10 +184,13 @@ void Registry::Reattach(store::OpenId id, store::SessionId session, uint32_t uid
 Registry::EvictOutcome Registry::Evict(const Digest& model, std::optional<store::TierIndex> tier,
                                        bool force) {
   EvictOutcome outcome;
-  for (store::ReplicaView& view : store_.Replicas()) {
-    if (view.replica.model == model && (!tier || view.replica.tier == *tier))
-      outcome.before.push_back(std::move(view));
-  }
+  store_.ForEachReplica([&](const store::ReplicaSummary& replica) {
+    if (replica.replica.model == model && (!tier || replica.replica.tier == *tier))
+      outcome.before.push_back(replica);
+  });
+  std::sort(outcome.before.begin(), outcome.before.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.replica, a.generation) < std::tie(b.replica, b.generation);
+  });
   if (!tier || *tier == tiers_.host()) opens_.CancelOwn(model);
   evict_outcome_ = &outcome;
   for (store::TierIndex each = 0; force && each < tiers_.size(); ++each) {

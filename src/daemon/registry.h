@@ -88,7 +88,7 @@ class Registry final {
 
   // --- For the control plane -------------------------------------------------
   struct EvictOutcome {
-    std::vector<store::ReplicaView> before;  // What the request was about.
+    std::vector<store::ReplicaSummary> before;  // What the request was about, sorted by key.
     store::EvictResult result;
   };
   EvictOutcome Evict(const Digest& model, std::optional<store::TierIndex> tier, bool force);

@@ -175,23 +175,23 @@ void Watchman::ScrubAfter(store::TierIndex tier, Duration pause) {
 }
 
 // The one after the last, in the order of their keys.
-std::optional<store::ReplicaView> Watchman::NextToScrub(store::TierIndex tier) const {
+std::optional<store::ReplicaSummary> Watchman::NextToScrub(store::TierIndex tier) const {
   if (settings_.scrub_bytes_per_second == 0) return std::nullopt;
   const std::optional<ReplicaKey>& last = devices_.at(tier).last_scrubbed;
-  std::optional<store::ReplicaView> first, next;
-  for (store::ReplicaView& view : parts_.store->Replicas()) {
-    if (view.replica.tier != tier || view.state != ReplicaState::kReady) continue;
-    const bool is_later = !last || *last < view.replica;
-    if (is_later && (!next || view.replica < next->replica)) next = view;
-    if (!first || view.replica < first->replica) first = std::move(view);
-  }
+  std::optional<store::ReplicaSummary> first, next;
+  parts_.store->ForEachReplica([&](const store::ReplicaSummary& each) {
+    if (each.replica.tier != tier || each.state != ReplicaState::kReady) return;
+    const bool is_later = !last || *last < each.replica;
+    if (is_later && (!next || each.replica < next->replica)) next = each;
+    if (!first || each.replica < first->replica) first = each;
+  });
   return next ? next : first;
 }
 
 // Checks one replica, then rests as long as its bytes take at the configured rate. A device
 // without any is looked at now and then, too.
 void Watchman::ScrubStep(store::TierIndex tier) {
-  const std::optional<store::ReplicaView> next = NextToScrub(tier);
+  const std::optional<store::ReplicaSummary> next = NextToScrub(tier);
   if (!next) {
     parts_.loaders->device(tier)->checks.Run([this, tier, device = &(*parts_.tiers)[tier]] {
       (void)!device->Probe().ok();
@@ -218,10 +218,10 @@ void Watchman::NoticeLost(store::TierIndex tier) {
   const std::string& name = parts_.tiers->name(tier);
   LogError("device lost, other tiers serve on", {{"tier", name}, {"reason", health.message()}});
   std::set<Digest> models;
-  for (const store::ReplicaView& view : parts_.store->Replicas()) {
-    if (view.replica.tier == tier && view.state == ReplicaState::kReady)
-      models.insert(view.replica.model);
-  }
+  parts_.store->ForEachReplica([&](const store::ReplicaSummary& each) {
+    if (each.replica.tier == tier && each.state == ReplicaState::kReady)
+      models.insert(each.replica.model);
+  });
   // Clients may still hold the memory; nobody new gets it.
   for (const Digest& model : models) parts_.apply(store::EvictAsked{model, tier, /*force=*/true});
   if (parts_.on_tier_lost) parts_.on_tier_lost(name);

@@ -87,7 +87,7 @@ class Watchman final {
   void FinishWanted(const store::ReplicaKey& replica, Time started, const Status& status);
   void ScrubAfter(store::TierIndex tier, Duration pause);
   void ScrubStep(store::TierIndex tier);
-  std::optional<store::ReplicaView> NextToScrub(store::TierIndex tier) const;
+  std::optional<store::ReplicaSummary> NextToScrub(store::TierIndex tier) const;
 
   const Parts parts_;
   Settings settings_;

@@ -19,6 +19,7 @@
 #include "base/limits.h"
 #include "base/machine.h"
 #include "base/universal_hash.h"
+#include "daemon/control_calls.h"
 #include "daemon/control_server.h"
 #include "daemon/devices.h"
 #include "daemon/keeper.h"
@@ -28,7 +29,6 @@
 #include "daemon/log.h"
 #include "daemon/reactor.h"
 #include "daemon/registry.h"
-#include "daemon/worker_control.h"
 
 namespace trims {
 namespace {
@@ -149,8 +149,8 @@ class Worker final {
     }
     leases_ = std::make_unique<LeaseServer>(reactor_.get(), registry_.get(),
                                             UniqueFd(kWorkerLeaseFd), lease_options);
-    control_backend_ =
-        std::make_unique<WorkerControl>(reactor_.get(), registry_.get(), leases_.get(), start_);
+    control_backend_ = std::make_unique<ControlCalls>(reactor_.get(), registry_.get(),
+                                                      SessionsOf(leases_.get()), start_);
     struct stat info;
     ControlAccess access = ControlAccess::OfThisProcess();
     const std::string control_path = start_.config.config.runtime_dir + "/control.sock";
@@ -248,7 +248,7 @@ class Worker final {
   std::unique_ptr<Devices> devices_;  // Outlives the tiers, which the registry has.
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<LeaseServer> leases_;
-  std::unique_ptr<WorkerControl> control_backend_;
+  std::unique_ptr<ControlCalls> control_backend_;
   std::unique_ptr<ControlServer> control_;
   std::thread stopper_;
 };
