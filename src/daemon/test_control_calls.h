@@ -4,6 +4,8 @@
 // Thread rule: the test's thread, but for `calls`, which are ControlBackend's.
 #pragma once
 
+#include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <map>
@@ -112,6 +114,81 @@ class TestControlCalls final : public ControlWorld {
   store::SessionId last_session_ = 0;
   uint64_t files_ = 0;
   std::unique_ptr<ControlCalls> calls_;
+};
+
+// With short ways to make each call.
+class ControlCallsFixture : public ::testing::Test {
+ protected:
+  TestControlCalls& world() { return world_; }
+  TestTrunk& trunk() { return world_.trunk(); }
+  ControlBackend& calls() { return world_.calls(); }
+
+  static ControlBackend::Cancelled Never() {
+    return [] { return false; };
+  }
+  Status Load(const v1::LoadRequest& request, v1::LoadProgress* last = nullptr) {
+    return calls().Load(
+        request,
+        [&](const v1::LoadProgress& progress) {
+          if (last != nullptr) *last = progress;
+          return true;
+        },
+        Never());
+  }
+  Status Load(const std::string& model, v1::LoadProgress* last = nullptr) {
+    v1::LoadRequest request;
+    request.set_model(model);
+    return Load(request, last);
+  }
+  Status Unpin(const std::string& model, v1::UnpinResponse* response) {
+    v1::UnpinRequest request;
+    request.set_model(model);
+    return calls().Unpin(request, response, Never());
+  }
+  Status Verify(const std::string& model, std::vector<v1::VerifyVerdict>* verdicts) {
+    v1::VerifyRequest request;
+    request.set_model(model);
+    return calls().Verify(
+        request,
+        [&](const v1::VerifyProgress& progress) {
+          if (progress.has_verdict()) verdicts->push_back(progress.verdict());
+          return true;
+        },
+        Never());
+  }
+  Status Remove(const std::string& name, bool force = false) {
+    v1::RemoveRequest request;
+    request.set_name(name);
+    request.set_force(force);
+    v1::RemoveResponse response;
+    return calls().Remove(request, &response);
+  }
+  v1::ListResponse List() {
+    v1::ListResponse response;
+    const Status status = calls().List(v1::ListRequest(), &response);
+    EXPECT_TRUE(status.ok()) << status.ToString();
+    return response;
+  }
+  v1::InfoResponse Info(const std::string& model) {
+    v1::InfoRequest request;
+    request.set_model(model);
+    v1::InfoResponse response;
+    const Status status = calls().Info(request, &response);
+    EXPECT_TRUE(status.ok()) << status.ToString();
+    return response;
+  }
+  size_t Replicas() {
+    return trunk().OnReactor([&] { return trunk().registry().store().Replicas().size(); });
+  }
+  // The catalogue can not be written any more: its temporary file is a directory.
+  void BreakCatalogue() {
+    const std::string path = trunk().config().state_dir + "/catalogue.json.tmp";
+    ASSERT_EQ(::mkdir(path.c_str(), 0700), 0);
+    ASSERT_EQ(::mkdir((path + "/full").c_str(), 0700), 0);
+  }
+
+ private:
+  TestControlCalls world_;
 };
 
 }  // namespace trims
