@@ -6,8 +6,8 @@ trims_library(trims_keeper SRCS keeper.cc ledger_link.cc
   DEPS trims_base trims_ipc trims_config trims_log PRIVATE_DEPS nlohmann_json::nlohmann_json)
 trims_library(trims_worker
   SRCS adoption.cc catalogue.cc contents.cc control_calls.cc control_headers.cc control_reads.cc control_streams.cc
-       control_views.cc devices.cc lease_server.cc ledger.cc loader_pool.cc loaders.cc opens.cc rates.cc reactor.cc
-       reactor_call.cc registry.cc residents.cc snapshot.cc tiers.cc watchman.cc worker.cc
+       control_views.cc devices.cc lease_requests.cc lease_server.cc ledger.cc loader_pool.cc loaders.cc opens.cc
+       rates.cc reactor.cc reactor_call.cc registry.cc residents.cc snapshot.cc tiers.cc watchman.cc worker.cc
   DEPS trims_keeper trims_store trims_tier trims_format trims_trace trims_lease_proto trims_control
        trims_universal_hash trims_path_watch $<TARGET_NAME_IF_EXISTS:trims_device_tier>
   PRIVATE_DEPS nlohmann_json::nlohmann_json)
@@ -21,3 +21,4 @@ trims_test(control_calls_test SRCS control_calls_test.cc control_streams_test.cc
 trims_test(control_views_test SRCS control_views_test.cc DEPS trims_worker)
 trims_test(snapshot_test SRCS snapshot_test.cc DEPS trims_worker)
 trims_benchmark(snapshot_benchmark SRCS snapshot_benchmark.cc DEPS trims_worker)
+trims_test(reactor_test SRCS reactor_test.cc DEPS trims_worker)

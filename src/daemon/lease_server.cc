@@ -9,9 +9,8 @@
 #include <cstring>
 #include <deque>
 
-#include "base/device_names.h"
 #include "base/limits.h"
-#include "daemon/devices.h"
+#include "daemon/lease_requests.h"
 #include "daemon/log.h"
 #include "ipc/frame.h"
 #include "ipc/message.h"
@@ -25,15 +24,22 @@ constexpr char kVersion[] = TRIMS_VERSION_STRING;
 constexpr int kPacketsPerTurn = 16;
 // When the process is out of descriptors, accepting pauses this long.
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+// When the kernel can not take a packet although its socket has room.
+constexpr auto kSendPause = std::chrono::milliseconds(10);
+// What a session hears at all times, and what it hears when packets wait for room.
+constexpr uint32_t kReadEvents = EPOLLIN | EPOLLRDHUP;
+constexpr uint32_t kReadWriteEvents = kReadEvents | EPOLLOUT;
 
-static_assert(static_cast<uint8_t>(v1::Granularity::Model) ==
-              static_cast<uint8_t>(store::Granularity::kModel));
-static_assert(static_cast<uint8_t>(v1::Granularity::Slab) ==
-              static_cast<uint8_t>(store::Granularity::kSlab));
-static_assert(static_cast<uint8_t>(v1::Granularity::Layer) ==
-              static_cast<uint8_t>(store::Granularity::kLayer));
 static_assert(static_cast<uint8_t>(v1::Phase::Verifying) ==
               static_cast<uint8_t>(OpenPhase::kVerifying));
+
+constexpr char kDoesNotRead[] = "does not read its answers";
+
+// The socket is full, or the kernel is.
+bool MayBeSentLater(const Status& status) {
+  return status.code() == StatusCode::kDeadlineExceeded ||
+         status.code() == StatusCode::kResourceExhausted;
+}
 
 }  // namespace
 
@@ -55,10 +61,12 @@ struct LeaseServer::Session {
   Reactor::WatchId process_watch{};
   bool is_admin = false;
   bool greeted = false;
-  bool doomed = false;       // Ends at the next turn of the loop.
-  bool wants_write = false;  // EPOLLOUT is watched.
+  bool doomed = false;  // Ends before the next turn of the loop is over.
+  Reactor::TimerId doom{};
   Reactor::TimerId hello_deadline{};
+  // While there is a backlog.
   Reactor::TimerId send_deadline{};
+  Reactor::TimerId send_again{};
   std::unordered_map<uint64_t, InFlight> opens;  // By request id.
   std::deque<Packet> backlog;                    // What the socket had no room for.
 };
@@ -72,6 +80,7 @@ LeaseServer::LeaseServer(Reactor* reactor, Registry* registry, UniqueFd listener
 
 LeaseServer::~LeaseServer() {
   reactor_->Unwatch(listener_watch_);
+  reactor_->CancelTimer(accept_again_);
   while (!sessions_.empty()) End(sessions_.begin()->first, "");
 }
 
@@ -103,8 +112,9 @@ void LeaseServer::Accept() {
         LogWarn("can not accept a client, pausing",
                 {{"reason", std::string(std::strerror(errno))}});
         reactor_->ChangeEvents(listener_watch_, 0);
-        reactor_->RunAt(Now() + kAcceptPause, "accept again",
-                        [this] { reactor_->ChangeEvents(listener_watch_, EPOLLIN); });
+        accept_again_ = reactor_->RunAt(Now() + kAcceptPause, "accept again", [this] {
+          reactor_->ChangeEvents(listener_watch_, EPOLLIN);
+        });
       }
       return;
     }
@@ -129,9 +139,11 @@ void LeaseServer::Accept() {
                      "uid " + std::to_string(added.peer.uid) + " has " +
                      std::to_string(options_.sessions_per_uid_max) +
                      " sessions, the most that sessions_per_uid_max allows; close some"));
-      // Unread words of the client's would make the kernel throw ours away.
+      // Unread words of the client's would make the kernel throw ours away. Not for ever: it
+      // may go on talking.
       std::byte unread[64];
-      while (::recv(added.socket.get(), unread, sizeof unread, 0) > 0) {
+      for (int left = kPacketsPerTurn; left > 0; --left) {
+        if (::recv(added.socket.get(), unread, sizeof unread, 0) <= 0) break;
       }
       End(id, "too many sessions of one uid");
       continue;
@@ -141,11 +153,10 @@ void LeaseServer::Accept() {
       End(id, "");
       continue;
     }
-    added.hello_deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(kHelloDeadlineMs),
-                                           "hello deadline", [this, id] {
-                                             if (Session* const found = Find(id))
-                                               Doom(*found, "no hello in time");
-                                           });
+    added.hello_deadline =
+        reactor_->RunAt(Now() + options_.hello_deadline, "hello deadline", [this, id] {
+          if (Session* const found = Find(id)) Doom(*found, "no hello in time");
+        });
   }
 }
 
@@ -153,7 +164,7 @@ Status LeaseServer::WatchSession(Session& session) {
   const store::SessionId id = session.id;
   ASSIGN_OR_RETURN(
       session.socket_watch,
-      reactor_->Watch(session.socket.get(), EPOLLIN | EPOLLRDHUP, "lease session",
+      reactor_->Watch(session.socket.get(), kReadEvents, "lease session",
                       [this, id](uint32_t events) {
                         Session* const found = Find(id);
                         if (found == nullptr) return;
@@ -209,9 +220,9 @@ bool LeaseServer::HandlePacket(Session& session, std::span<const std::byte> pack
     case FrameType::kHello:
       return HandleHello(session, header.request_id, frame->payload);
     case FrameType::kOpen:
-      return HandleOpen(session, header.request_id, frame->payload, false, std::move(fds));
+      return HandleOpen(session, header.request_id, frame->payload);
     case FrameType::kOpenFile:
-      return HandleOpen(session, header.request_id, frame->payload, true, std::move(fds));
+      return HandleOpenFile(session, header.request_id, frame->payload, std::move(fds));
     case FrameType::kCancel:
       return HandleCancel(session, frame->payload);
     case FrameType::kClose:
@@ -222,8 +233,7 @@ bool LeaseServer::HandlePacket(Session& session, std::span<const std::byte> pack
       if (ReadMessage<v1::Ping>(frame->payload) == nullptr) break;
       flatbuffers::FlatBufferBuilder builder;
       builder.Finish(v1::CreatePong(builder));
-      Send(session, static_cast<uint16_t>(FrameType::kPong), 0, header.request_id,
-           MessageBytes(builder));
+      Send(session, FrameType::kPong, 0, header.request_id, MessageBytes(builder));
       return !session.doomed;
     }
     default:
@@ -255,32 +265,34 @@ bool LeaseServer::HandleHello(Session& session, uint64_t request_id,
   flatbuffers::FlatBufferBuilder builder;
   builder.Finish(v1::CreateWelcomeDirect(builder, kProtocolMajor, kProtocolMinor, kVersion,
                                          options_.daemon_instance, session.id));
-  Send(session, static_cast<uint16_t>(FrameType::kWelcome), 0, request_id, MessageBytes(builder));
+  Send(session, FrameType::kWelcome, 0, request_id, MessageBytes(builder));
   return !session.doomed;
 }
 
 bool LeaseServer::HandleOpen(Session& session, uint64_t request_id,
-                             std::span<const std::byte> payload, bool passed,
-                             std::vector<UniqueFd> fds) {
-  const v1::Open* open = nullptr;
-  OpenRequest request;
-  if (passed) {
-    const v1::OpenFile* file = ReadMessage<v1::OpenFile>(payload);
-    if (file == nullptr || file->options() == nullptr || fds.size() != 1) {
-      Doom(session, fds.size() != 1 ? "OpenFile without its descriptor" : "malformed OpenFile");
-      return false;
-    }
-    open = file->options();
-    request.file = std::move(fds[0]);
-    if (file->name() != nullptr) request.label = file->name()->str().substr(0, kMaxModelNameBytes);
-  } else {
-    open = ReadMessage<v1::Open>(payload);
-    if (open == nullptr) {
-      Doom(session, "malformed Open");
-      return false;
-    }
-    if (open->model() != nullptr) request.model = open->model()->str();
+                             std::span<const std::byte> payload) {
+  const v1::Open* const open = ReadMessage<v1::Open>(payload);
+  if (open == nullptr) {
+    Doom(session, "malformed Open");
+    return false;
   }
+  return BeginOpen(session, request_id, *open, UniqueFd(), "");
+}
+
+bool LeaseServer::HandleOpenFile(Session& session, uint64_t request_id,
+                                 std::span<const std::byte> payload, std::vector<UniqueFd> fds) {
+  const v1::OpenFile* const file = ReadMessage<v1::OpenFile>(payload);
+  if (file == nullptr || file->options() == nullptr || fds.size() != 1) {
+    Doom(session, fds.size() != 1 ? "OpenFile without its descriptor" : "malformed OpenFile");
+    return false;
+  }
+  std::string label;
+  if (file->name() != nullptr) label = file->name()->str().substr(0, kMaxModelNameBytes);
+  return BeginOpen(session, request_id, *file->options(), std::move(fds[0]), std::move(label));
+}
+
+// False when the request was answered already, or cost the session its life.
+bool LeaseServer::MayBegin(Session& session, uint64_t request_id) {
   if (session.opens.contains(request_id)) {
     Doom(session, "request id used twice at a time");
     return false;
@@ -290,93 +302,64 @@ bool LeaseServer::HandleOpen(Session& session, uint64_t request_id,
         session, request_id,
         ResourceExhaustedError("this session has " + std::to_string(kMaxOpensInFlightPerSession) +
                                " opens in flight, the most allowed; wait for some"));
+    return false;
+  }
+  return true;
+}
+
+bool LeaseServer::BeginOpen(Session& session, uint64_t request_id, const v1::Open& open,
+                            UniqueFd file, std::string label) {
+  if (!MayBegin(session, request_id)) return !session.doomed;
+  Result<OpenRequest> request = ReadOpen(open, *registry_);
+  if (!request.ok()) {
+    SendFailed(session, request_id, request.status());
     return !session.doomed;
   }
-  request.session = session.id;
-  request.uid = session.peer.uid;
-  request.is_admin = session.is_admin;
-  if (open->tier() != v1::TierKind::Host) {
-    const std::string uuid = open->device_uuid() == nullptr ? "" : open->device_uuid()->str();
-    const auto tier = registry_->TierByName(DeviceTierName(uuid));
-    if (!tier) {
-      SendFailed(session, request_id,
-                 FailedPreconditionError(
-                     "this daemon serves no device \"" + uuid.substr(0, 64) + "\": " +
-                     (registry_->devices() == nullptr ? "it serves none"
-                                                      : registry_->devices()->WhyNotServed(uuid)) +
-                     "; open on the host tier, or see `trims doctor`"));
-      return !session.doomed;
-    }
-    request.tier = *tier;
-  }
-  switch (open->granularity()) {
-    case v1::Granularity::Auto:
-      break;
-    case v1::Granularity::Model:
-    case v1::Granularity::Slab:
-    case v1::Granularity::Layer:
-      request.granularity = static_cast<store::Granularity>(open->granularity());
-      break;
-    default:
-      SendFailed(session, request_id,
-                 InvalidArgumentError("unknown sharing granularity " +
-                                      std::to_string(static_cast<int>(open->granularity()))));
-      return !session.doomed;
-  }
-  if (open->expected_digest() != nullptr) {
-    Result<Digest> digest =
-        Digest::FromBytes(open->expected_digest()->data(), open->expected_digest()->size());
-    if (!digest.ok()) {
-      SendFailed(session, request_id,
-                 InvalidArgumentError("expected " + digest.status().message()));
-      return !session.doomed;
-    }
-    request.expected = *digest;
-  }
-  if (open->keep_alive_ms() != -2) {
-    // Longer than a year is for ever.
-    const bool forever =
-        open->keep_alive_ms() < 0 || open->keep_alive_ms() > int64_t{366} * 24 * 3600 * 1000;
-    request.keep_alive =
-        forever ? std::optional<Duration>()
-                : std::optional<Duration>(std::chrono::milliseconds(open->keep_alive_ms()));
+  request->session = session.id;
+  request->uid = session.peer.uid;
+  request->is_admin = session.is_admin;
+  if (file.valid()) {
+    request->model.clear();
+    request->file = std::move(file);
+    request->label = std::move(label);
   }
   const store::SessionId id = session.id;
   const store::OpenId open_id = registry_->NewOpenId();
   Session::InFlight& in_flight = session.opens[request_id];
   in_flight.open = open_id;
-  if (open->deadline_ms() != 0) {
-    const uint64_t ms = std::min<uint64_t>(open->deadline_ms(), uint64_t{366} * 24 * 3600 * 1000);
+  if (const std::optional<Duration> patience = DeadlineOf(open)) {
     in_flight.deadline = reactor_->RunAt(
-        Now() + std::chrono::milliseconds(ms), "open deadline", [this, id, request_id, ms] {
-          Session* const found = Find(id);
-          if (found == nullptr) return;
-          const auto it = found->opens.find(request_id);
-          if (it == found->opens.end()) return;
-          registry_->CancelOpen(it->second.open);
-          found->opens.erase(it);
-          SendFailed(*found, request_id,
-                     DeadlineExceededError("the model was not ready within " + std::to_string(ms) +
-                                           " ms"));
-        });
+        Now() + *patience, "open deadline",
+        [this, id, request_id, ms = open.deadline_ms()] { GiveUpOpen(id, request_id, ms); });
   }
   Registry::Progress progress;
-  if (open->want_progress()) {
+  if (open.want_progress()) {
     progress = [this, id, request_id](OpenPhase phase, uint64_t done, uint64_t total) {
       Session* const found = Find(id);
       // Progress is dropped rather than queued behind what a slow client has not read.
       if (found == nullptr || !found->backlog.empty()) return;
       flatbuffers::FlatBufferBuilder builder;
       builder.Finish(v1::CreateProgress(builder, static_cast<v1::Phase>(phase), done, total));
-      Send(*found, static_cast<uint16_t>(FrameType::kProgress), 0, request_id,
-           MessageBytes(builder));
+      Send(*found, FrameType::kProgress, 0, request_id, MessageBytes(builder));
     };
   }
   registry_->Open(
-      open_id, std::move(request),
+      open_id, *std::move(request),
       [this, id, request_id](OpenResult result) { FinishOpen(id, request_id, std::move(result)); },
       std::move(progress));
   return !session.doomed;
+}
+
+void LeaseServer::GiveUpOpen(store::SessionId id, uint64_t request_id, uint64_t deadline_ms) {
+  Session* const session = Find(id);
+  if (session == nullptr) return;
+  const auto it = session->opens.find(request_id);
+  if (it == session->opens.end()) return;
+  registry_->CancelOpen(it->second.open);
+  session->opens.erase(it);
+  SendFailed(*session, request_id,
+             DeadlineExceededError("the model was not ready within " + std::to_string(deadline_ms) +
+                                   " ms"));
 }
 
 void LeaseServer::FinishOpen(store::SessionId session, uint64_t request_id, OpenResult result) {
@@ -419,9 +402,8 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
   size_t next = 0;
   while (next < lent.extents.size() && fds.size() < kMaxFdsPerPacket)
     fds.push_back(lent.extents[next++]->fd.get());
-  Send(session, static_cast<uint16_t>(FrameType::kOpened),
-       next < lent.extents.size() ? kFrameFlagMore : 0, request_id, MessageBytes(builder),
-       std::move(fds), result.lent);
+  Send(session, FrameType::kOpened, next < lent.extents.size() ? kFrameFlagMore : 0, request_id,
+       MessageBytes(builder), std::move(fds), result.lent);
   while (next < lent.extents.size() && !session.doomed) {
     builder.Clear();
     builder.Finish(v1::CreateOpenedMore(builder, static_cast<uint32_t>(next)));
@@ -429,9 +411,8 @@ void LeaseServer::SendOpened(Session& session, uint64_t request_id, const OpenRe
     while (next < lent.extents.size() && more.size() < kMaxFdsPerPacket) {
       more.push_back(lent.extents[next++]->fd.get());
     }
-    Send(session, static_cast<uint16_t>(FrameType::kOpenedMore),
-         next < lent.extents.size() ? kFrameFlagMore : 0, request_id, MessageBytes(builder),
-         std::move(more), result.lent);
+    Send(session, FrameType::kOpenedMore, next < lent.extents.size() ? kFrameFlagMore : 0,
+         request_id, MessageBytes(builder), std::move(more), result.lent);
   }
 }
 
@@ -451,7 +432,7 @@ bool LeaseServer::HandleClose(Session& session, uint64_t request_id,
   static thread_local flatbuffers::FlatBufferBuilder builder;
   builder.Clear();
   builder.Finish(v1::CreateClosed(builder));
-  Send(session, static_cast<uint16_t>(FrameType::kClosed), 0, request_id, MessageBytes(builder));
+  Send(session, FrameType::kClosed, 0, request_id, MessageBytes(builder));
   return !session.doomed;
 }
 
@@ -475,29 +456,21 @@ bool LeaseServer::HandleCancel(Session& session, std::span<const std::byte> payl
 bool LeaseServer::HandleReattach(Session& session, uint64_t request_id,
                                  std::span<const std::byte> payload) {
   const v1::Reattach* reattach = ReadMessage<v1::Reattach>(payload);
-  if (reattach == nullptr || session.opens.contains(request_id)) {
+  if (reattach == nullptr) {
     Doom(session, "malformed Reattach");
     return false;
   }
-  const Result<Digest> digest =
-      Digest::FromBytes(reattach->digest()->data(), reattach->digest()->size());
-  const auto granularity = static_cast<store::Granularity>(reattach->granularity());
-  std::optional<store::TierIndex> tier = registry_->tiers().host();
-  if (reattach->tier() != v1::TierKind::Host) {
-    tier = registry_->TierByName(DeviceTierName(
-        reattach->device_uuid() == nullptr ? "" : reattach->device_uuid()->string_view()));
-  }
-  if (!digest.ok() || !tier || granularity < store::Granularity::kModel ||
-      granularity > store::Granularity::kLayer) {
-    SendFailed(session, request_id, InvalidArgumentError("Reattach names no replica"));
+  if (!MayBegin(session, request_id)) return !session.doomed;
+  const Result<store::ReplicaKey> replica = ReadReattach(*reattach, *registry_);
+  if (!replica.ok()) {
+    SendFailed(session, request_id, replica.status());
     return !session.doomed;
   }
   const store::SessionId id = session.id;
   const store::OpenId open_id = registry_->NewOpenId();
   session.opens[request_id].open = open_id;
-  registry_->Reattach(open_id, id, session.peer.uid, session.is_admin,
-                      store::ReplicaKey{*digest, *tier, granularity}, reattach->generation(),
-                      [this, id, request_id](OpenResult result) {
+  registry_->Reattach(open_id, id, session.peer.uid, session.is_admin, *replica,
+                      reattach->generation(), [this, id, request_id](OpenResult result) {
                         Session* const found = Find(id);
                         if (found == nullptr) return;
                         found->opens.erase(request_id);
@@ -505,8 +478,7 @@ bool LeaseServer::HandleReattach(Session& session, uint64_t request_id,
                           return SendFailed(*found, request_id, result.status);
                         flatbuffers::FlatBufferBuilder builder;
                         builder.Finish(v1::CreateReattached(builder, result.lease));
-                        Send(*found, static_cast<uint16_t>(FrameType::kReattached), 0, request_id,
-                             MessageBytes(builder));
+                        Send(*found, FrameType::kReattached, 0, request_id, MessageBytes(builder));
                       });
   return !session.doomed;
 }
@@ -519,25 +491,24 @@ void LeaseServer::SendFailed(Session& session, uint64_t request_id, const Status
                                         message.c_str(), result == nullptr ? 0 : result->need_bytes,
                                         result == nullptr ? 0 : result->free_bytes,
                                         result == nullptr ? 0 : result->evictable_bytes));
-  Send(session, static_cast<uint16_t>(FrameType::kFailed), 0, request_id, MessageBytes(builder));
+  Send(session, FrameType::kFailed, 0, request_id, MessageBytes(builder));
 }
 
-void LeaseServer::Send(Session& session, uint16_t type, uint16_t flags, uint64_t request_id,
+void LeaseServer::Send(Session& session, FrameType type, uint16_t flags, uint64_t request_id,
                        std::span<const std::byte> payload, std::vector<int> fds,
                        std::shared_ptr<const LentReplica> keep) {
   if (session.doomed) return;
   std::array<std::byte, kFrameHeaderBytes> header;
-  EncodeFrameHeader(FrameHeader{static_cast<FrameType>(type), flags, request_id}, header);
-  if (session.backlog.empty()) {
-    const Status status = SendPacket(session.socket.get(), header, payload, fds);
-    if (status.ok()) return;
-    if (status.code() != StatusCode::kDeadlineExceeded &&
-        status.code() != StatusCode::kResourceExhausted) {
-      return Doom(session, status.code() == StatusCode::kUnavailable ? "" : status.message());
-    }
+  EncodeFrameHeader(FrameHeader{type, flags, request_id}, header);
+  Status why;
+  const bool was_empty = session.backlog.empty();
+  if (was_empty) {
+    why = SendPacket(session.socket.get(), header, payload, fds);
+    if (why.ok()) return;
+    if (!MayBeSentLater(why)) return DoomUnsent(session, why);
   }
   if (session.backlog.size() >= kMaxReplyBacklogPerSession) {
-    return Doom(session, "does not read its answers");
+    return Doom(session, kDoesNotRead);
   }
   Packet packet;
   packet.bytes.resize(header.size() + payload.size());
@@ -546,41 +517,61 @@ void LeaseServer::Send(Session& session, uint16_t type, uint16_t flags, uint64_t
   packet.fds = std::move(fds);
   packet.keep = std::move(keep);
   session.backlog.push_back(std::move(packet));
-  if (!session.wants_write) {
-    session.wants_write = true;
-    reactor_->ChangeEvents(session.socket_watch, EPOLLIN | EPOLLRDHUP | EPOLLOUT);
-    session.send_deadline = reactor_->RunAt(Now() + std::chrono::milliseconds(kSendDeadlineMs),
-                                            "send deadline", [this, id = session.id] {
-                                              if (Session* const found = Find(id))
-                                                Doom(*found, "does not read its answers");
-                                            });
-  }
+  if (!was_empty) return;
+  ArmSendDeadline(session);
+  WaitToSend(session, why);
 }
 
 void LeaseServer::Flush(Session& session) {
+  const size_t before = session.backlog.size();
   while (!session.backlog.empty()) {
     const Packet& packet = session.backlog.front();
     const Status status =
         SendPacket(session.socket.get(), std::span(packet.bytes).first(kFrameHeaderBytes),
                    std::span(packet.bytes).subspan(kFrameHeaderBytes), packet.fds);
     if (!status.ok()) {
-      if (status.code() == StatusCode::kDeadlineExceeded ||
-          status.code() == StatusCode::kResourceExhausted)
-        return;
-      return Doom(session, status.code() == StatusCode::kUnavailable ? "" : status.message());
+      if (!MayBeSentLater(status)) return DoomUnsent(session, status);
+      // Who reads slowly still reads.
+      if (session.backlog.size() < before) ArmSendDeadline(session);
+      return WaitToSend(session, status);
     }
     session.backlog.pop_front();
   }
-  session.wants_write = false;
   reactor_->CancelTimer(session.send_deadline);
-  reactor_->ChangeEvents(session.socket_watch, EPOLLIN | EPOLLRDHUP);
+  reactor_->ChangeEvents(session.socket_watch, kReadEvents);
+}
+
+void LeaseServer::WaitToSend(Session& session, const Status& why) {
+  if (why.code() == StatusCode::kDeadlineExceeded) {
+    reactor_->ChangeEvents(session.socket_watch, kReadWriteEvents);
+    return;
+  }
+  // Its socket has room, and would say so in every turn of the loop.
+  reactor_->ChangeEvents(session.socket_watch, kReadEvents);
+  session.send_again = reactor_->RunAt(Now() + kSendPause, "send again", [this, id = session.id] {
+    if (Session* const found = Find(id)) Flush(*found);
+  });
+}
+
+void LeaseServer::ArmSendDeadline(Session& session) {
+  reactor_->CancelTimer(session.send_deadline);
+  session.send_deadline =
+      reactor_->RunAt(Now() + options_.send_deadline, "send deadline", [this, id = session.id] {
+        if (Session* const found = Find(id)) Doom(*found, kDoesNotRead);
+      });
 }
 
 // Ends a session from where the registry or its own handlers are still on the stack.
 void LeaseServer::Doom(Session& session, const std::string& reason) {
   if (session.doomed) return;
   session.doomed = true;
-  reactor_->Post("end session", [this, id = session.id, reason] { End(id, reason); });
+  // A timer and not a post: it can be taken back when the session ends otherwise.
+  session.doom =
+      reactor_->RunAt(Now(), "end session", [this, id = session.id, reason] { End(id, reason); });
+}
+
+void LeaseServer::DoomUnsent(Session& session, const Status& why) {
+  Doom(session, why.code() == StatusCode::kUnavailable ? "" : why.message());
 }
 
 void LeaseServer::End(store::SessionId id, const std::string& reason) {
@@ -596,8 +587,9 @@ void LeaseServer::End(store::SessionId id, const std::string& reason) {
   }
   reactor_->Unwatch(session->socket_watch);
   reactor_->Unwatch(session->process_watch);
-  reactor_->CancelTimer(session->hello_deadline);
-  reactor_->CancelTimer(session->send_deadline);
+  for (const Reactor::TimerId timer :
+       {session->doom, session->hello_deadline, session->send_deadline, session->send_again})
+    reactor_->CancelTimer(timer);
   for (const auto& [request, in_flight] : session->opens) {
     reactor_->CancelTimer(in_flight.deadline);
     registry_->CancelOpen(in_flight.open);
