@@ -35,8 +35,6 @@ namespace {
 
 // Ids of one worker never repeat in the next: each gets a range of 2^40.
 constexpr uint64_t kIdsPerWorker = uint64_t{1} << 40;
-// How long a worker may take to end after it was asked to.
-constexpr int kStopDeadlineMs = 10'000;
 // A worker that does not take its ledger in this time is killed.
 constexpr int kLinkSendTimeoutS = 30;
 
@@ -290,11 +288,17 @@ class Keeper final {
     if (worker_pid_ > 0) ::kill(worker_pid_, SIGKILL);
   }
 
-  // A worker that served and whose link has ended runs no more: descriptors are closed when
-  // its last thread is gone. What the kernel and the driver still do for it, such as
-  // unpinning memory, can take half a second, and the next worker need not wait for that.
+  // Nobody talks any more to a worker whose link has ended. One that served runs no more:
+  // descriptors are closed when its last thread is gone. What the kernel and the driver still do
+  // for it, such as unpinning memory, can take half a second, and the next worker need not wait for
+  // that.
   void LetGoOfWorker() {
-    if (!worker_ready_ || stopping_ || worker_pid_ <= 0) return;
+    if (stopping_ || worker_pid_ <= 0) return;
+    if (!worker_ready_) {
+      // How it ends decides what comes next, so it may end by itself: a kill could hide that.
+      stop_deadline_ = Now() + options_.stop_deadline;
+      return;
+    }
     KillWorker();  // In case it closed its link and lives.
     LogError("worker is gone, starting another",
              {{"pid", worker_pid_}, {"ledger_entries", ledger_.size()}});
@@ -306,12 +310,22 @@ class Keeper final {
   void RestartServedWorker() {
     // One that served for a while is replaced at once; one that dies again right after it
     // became ready is slowed down, but never given up on.
-    const bool served = Now() - ready_since_ > std::chrono::seconds(1);
-    backoff_ms_ = served ? 0
-                         : std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin,
-                                      kWorkerRestartBackoffMsMax / 10);
+    if (Now() - ready_since_ > std::chrono::seconds(1)) {
+      pause_ = Duration::zero();
+    } else {
+      LengthenPause(options_.restart_pause_max / 10);
+    }
+    RestartAfterPause();
+  }
+
+  void LengthenPause(Duration most) {
+    constexpr Duration kLeast = std::chrono::milliseconds(kWorkerRestartBackoffMsMin);
+    pause_ = std::clamp(pause_ * 2, kLeast, std::max(kLeast, most));
+  }
+
+  void RestartAfterPause() {
     NotifyServiceManager("STATUS=restarting the worker");
-    restart_at_ = Now() + std::chrono::milliseconds(backoff_ms_);
+    restart_at_ = Now() + pause_;
   }
 
   static std::string HowItEnded(int status) {
@@ -339,7 +353,7 @@ class Keeper final {
                   {{"signal", std::string(::strsignal(static_cast<int>(info.ssi_signo)))}});
           stopping_ = true;
           if (worker_pid_ <= 0) return 0;
-          stop_deadline_ = Now() + std::chrono::milliseconds(kStopDeadlineMs);
+          stop_deadline_ = Now() + options_.stop_deadline;
           if (!link_.valid() || !SendLink(link_.get(), LinkType::kStop, "", "").ok()) KillWorker();
       }
     }
@@ -361,6 +375,7 @@ class Keeper final {
     if (pid != worker_pid_) return std::nullopt;
     // What it said before it died. Nobody has to be let go of any more.
     worker_pid_ = -1;
+    stop_deadline_.reset();
     if (link_.valid()) ReadLink();
     link_.Reset();
     if (stopping_) {
@@ -382,10 +397,8 @@ class Keeper final {
                {{"deaths", crashes_in_a_row_}, {"last", how}});
       return 1;
     }
-    backoff_ms_ =
-        std::clamp(backoff_ms_ * 2, kWorkerRestartBackoffMsMin, kWorkerRestartBackoffMsMax);
-    NotifyServiceManager("STATUS=restarting the worker");
-    restart_at_ = Now() + std::chrono::milliseconds(backoff_ms_);
+    LengthenPause(options_.restart_pause_max);
+    RestartAfterPause();
     return std::nullopt;
   }
 
@@ -435,7 +448,7 @@ class Keeper final {
   bool worker_ready_ = false;
   Time ready_since_{};
   int crashes_in_a_row_ = 0;
-  int backoff_ms_ = 0;
+  Duration pause_ = Duration::zero();  // Before the next start.
   std::optional<Time> restart_at_;
   std::optional<Time> stop_deadline_;
   bool stopping_ = false;
@@ -462,16 +475,28 @@ std::string EncodeWorkerStart(const WorkerStart& start) {
 Result<WorkerStart> DecodeWorkerStart(const std::string& text) {
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return InternalError("start message of the keeper is not JSON");
+  // Absent is 0; anything but a number, too.
+  const auto number = [&json](const char* key, auto zero) {
+    const auto found = json.find(key);
+    return found != json.end() && found->is_number_integer() ? found->get<decltype(zero)>() : zero;
+  };
   WorkerStart start;
-  start.worker_number = json.value("worker_number", uint64_t{0});
-  start.keeper_pid = json.value("keeper_pid", int64_t{0});
-  start.started_at_unix = json.value("started_at_unix", int64_t{0});
-  start.id_base = json.value("id_base", uint64_t{0});
+  start.worker_number = number("worker_number", uint64_t{0});
+  start.keeper_pid = number("keeper_pid", int64_t{0});
+  start.started_at_unix = number("started_at_unix", int64_t{0});
+  start.id_base = number("id_base", uint64_t{0});
+  const auto entries = json.find("entries");
+  if (entries == json.end() || !entries->is_array())
+    return InternalError("start message of the keeper has no settings");
   ConfigSources sources;
   std::map<std::string, std::string> origins;
-  for (const auto& entry : json.at("entries")) {
-    sources.flags[entry.at(0)] = entry.at(1);
-    origins[entry.at(0)] = entry.at(2);
+  for (const auto& entry : *entries) {
+    const bool is_setting =
+        entry.is_array() && entry.size() == 3 &&
+        std::all_of(entry.begin(), entry.end(), [](const auto& part) { return part.is_string(); });
+    if (!is_setting) return InternalError("start message of the keeper: not a setting");
+    sources.flags[entry[0]] = entry[1];
+    origins[entry[0]] = entry[2];
   }
   sources.getenv = [](const std::string&) { return std::nullopt; };
   ASSIGN_OR_RETURN(start.config, LoadConfig(sources));

@@ -7,9 +7,12 @@
 // worker sends, and uses neither CUDA nor gRPC. One thread.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
+#include "base/limits.h"
 #include "daemon/config_layers.h"
 
 namespace trims {
@@ -21,6 +24,10 @@ struct KeeperOptions {
   LoadedConfig config;
   std::function<Result<LoadedConfig>()> reload;
   std::string program;  // Path of the daemon's binary.
+  // How long a worker may take to end after it was asked to, and the longest pause before a
+  // worker that keeps dying before it is ready is started again.
+  Duration stop_deadline = std::chrono::seconds(10);
+  Duration restart_pause_max = std::chrono::milliseconds(kWorkerRestartBackoffMsMax);
 };
 int RunKeeper(KeeperOptions options);
 
@@ -42,6 +49,7 @@ struct WorkerStart {
   uint64_t id_base = 0;         // First lease, load and generation number of this worker.
 };
 std::string EncodeWorkerStart(const WorkerStart& start);
+// INTERNAL when it is not what EncodeWorkerStart wrote.
 Result<WorkerStart> DecodeWorkerStart(const std::string& text);
 
 // READY=1 and the like to the service manager; nothing without NOTIFY_SOCKET.
