@@ -311,10 +311,76 @@ def model_name_seeds():
         yield name, text.encode()
 
 
+# --- Scripts of clients of the lease server ------------------------------------
+
+(CONNECT, HANG_UP, HELLO, OPEN, OPEN_FILE, CANCEL, CLOSE, REATTACH, PING, RAW, TURN, READ, TIER,
+ CHANGE) = range(14)  # As in src/daemon/lease_server_fuzz.cc.
+MODEL, SLAB, LAYER = 1, 2, 3  # Granularities.
+HOLD, RELEASE, FAIL, SHORT = range(4)
+EXPECT, PROGRESS, DROP = 3, 4, 8  # Flags of an open.
+
+
+def step(kind, client=0, request=0, a=0, b=0, c=0, d=0, e=0):
+    return bytes([kind, client, request, a, b, c, d, e])
+
+
+def lease_server_seeds():
+    def greeted(client=0):
+        return step(CONNECT, client) + step(HELLO, client, 1) + step(READ, client)
+
+    wait = step(TURN, a=15, b=255)
+    lease = step(OPEN, 0, 2, 0, MODEL) + wait + wait + step(READ)
+    yield "good_open_close", greeted() + lease + step(CLOSE, 0, 3) + step(READ)
+    yield "good_every_granularity", greeted() + b"".join(
+        step(OPEN, 0, 2 + g, 0, g) + wait for g in range(4)) + step(READ)
+    yield "good_device", greeted() + step(OPEN, 0, 2, 0, LAYER, 1) + wait + wait + step(READ)
+    yield "good_progress", greeted() + step(OPEN, 0, 2, 1, SLAB, 0, PROGRESS) + wait + step(READ)
+    yield "good_two_clients", (greeted() + greeted(1) + lease + step(OPEN, 1, 2, 0, MODEL) + wait +
+                               step(HANG_UP) + step(READ, 1) + step(CLOSE, 1, 3) + step(READ, 1))
+    yield "good_passed_file", greeted() + step(OPEN_FILE, 0, 2, 0, MODEL) + wait + wait + step(READ)
+    yield "good_by_digest", greeted() + lease + step(OPEN, 0, 4, 100, MODEL) + wait + step(READ)
+    yield "good_reattach", greeted() + lease + greeted(1) + step(REATTACH, 1, 2, 0, MODEL) + wait
+    yield "good_eviction", greeted() + lease + step(CLOSE, 0, 3) + b"".join(
+        step(OPEN, 0, 4 + i, i % 2, 1 + i % 3, 0, DROP) + wait + step(READ) + step(CLOSE, 0, 30)
+        for i in range(4))
+    yield "cancel", (step(TIER, a=HOLD) + greeted() + step(OPEN, 0, 2, 0, MODEL) + wait +
+                     step(CANCEL, 0, 3, 2) + step(READ) + step(TIER, a=RELEASE) + wait)
+    yield "cancel_crosses_the_answer", greeted() + lease + step(CANCEL, 0, 3, 2) + wait
+    yield "deadline", (step(TIER, a=HOLD) + greeted() + step(OPEN, 0, 2, 0, MODEL, e=1) + wait +
+                       wait + step(READ) + step(TIER, a=RELEASE))
+    yield "hang_up_while_loading", (step(TIER, a=HOLD) + greeted() + step(OPEN, 0, 2, 0, MODEL) +
+                                    wait + step(HANG_UP) + step(TIER, a=RELEASE) + wait)
+    yield "load_fails", step(TIER, a=FAIL) + greeted() + lease + lease
+    yield "memory_is_short", step(TIER, a=SHORT, c=4) + greeted() + lease
+    yield "not_what_was_expected", greeted() + step(OPEN, 0, 2, 0, MODEL, 0, EXPECT) + wait
+    yield "does_not_read", greeted() + lease + step(PING, 0, 3, 255) + step(PING, 0, 3, 255) + (
+        step(OPEN, 0, 9, 0, MODEL) + wait + step(CLOSE, 0, 4, 0) + step(READ) + wait + step(READ))
+    yield "never_reads", step(CONNECT) + step(HELLO, 0, 1) + step(PING, 0, 3, 255) * 6 + wait
+    yield "one_session_too_many", b"".join(greeted(i) for i in range(4)) + step(HANG_UP, 1) + (
+        wait + greeted(3))
+    yield "request_twice", step(TIER, a=HOLD) + greeted() + step(OPEN, 0, 2) * 2 + wait
+    yield "lease_of_another", greeted() + greeted(1) + lease + step(CLOSE, 1, 2, 1) + step(READ, 1)
+    for kind in range(10):
+        yield f"descriptor_{kind}", greeted() + step(OPEN_FILE, 0, 2, kind, MODEL) + wait + wait
+    for name in range(7):
+        yield f"name_{name}", greeted() + step(OPEN, 0, 2, name, MODEL) + wait + wait + step(READ)
+    yield "no_options", greeted() + step(OPEN_FILE, 0, 2, 0, MODEL, 0, 32) + wait
+    yield "unknown_tier", greeted() + step(OPEN, 0, 2, 0, MODEL, 9) + step(READ)
+    yield "unknown_granularity", greeted() + step(OPEN, 0, 2, 0, 9) + step(READ)
+    yield "no_hello", step(CONNECT) + step(PING) + wait
+    yield "other_version", step(CONNECT) + step(HELLO, 0, 1, 1) + wait + step(READ)
+    yield "raw_empty", greeted() + step(RAW, 0, 2, 2)
+    yield "raw_bytes", greeted() + step(RAW, 0, 2, 2, 16) + bytes(range(16)) + step(READ)
+    for position in (0, 4, 6, 16, 20, 24, 28, 32):
+        yield f"changed_byte_{position}", (greeted() + step(CHANGE, a=position, b=0x81) +
+                                           step(OPEN, 0, 2, 0, MODEL) + wait + step(READ))
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "corpora")
     for target, seeds in (("safetensors", safetensors_seeds), ("params", params_seeds),
-                          ("symbol", symbol_seeds), ("model_name", model_name_seeds)):
+                          ("symbol", symbol_seeds), ("model_name", model_name_seeds),
+                          ("lease_server", lease_server_seeds)):
         folder = root / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in seeds():

@@ -25,3 +25,15 @@ trims_test(reactor_test SRCS reactor_test.cc DEPS trims_worker)
 trims_test(ledger_link_test SRCS ledger_link_test.cc DEPS trims_keeper)
 trims_test(loader_pool_test SRCS loader_pool_test.cc DEPS trims_worker)
 trims_test(keeper_test SRCS keeper_test.cc DEPS trims_keeper)
+
+if(TRIMS_BUILD_TESTS OR TRIMS_BUILD_FUZZERS)
+  find_package(GTest REQUIRED)  # The fixture's; it runs no test.
+  trims_fuzzer(lease_server_fuzz SRCS lease_server_fuzz.cc DEPS trims_worker GTest::gtest
+               CORPUS ${PROJECT_SOURCE_DIR}/fuzz/corpora/lease_server)
+endif()
+
+if(TARGET trims_device_tier)
+  trims_test(devices_test SRCS devices_test.cc
+             DEPS trims_worker nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS} LABELS gpu)
+  trims_use_fake_driver(devices_test)
+endif()

@@ -327,13 +327,16 @@ double Devices::State::MeasureFromPeer(const Served& to, const Served& from) con
 }
 
 std::string Devices::MeasureLinks(const std::string& known) {
+  // Anything but an object has no such key.
   const nlohmann::json before = nlohmann::json::parse(known, nullptr, /*allow_exceptions=*/false);
   nlohmann::json measured = nlohmann::json::object();
   const auto take = [&](const Served& to, const std::string& from,
                         const std::function<double()>& measure) {
     const std::string key = to.device.uuid() + " " + from;
-    double rate = before.is_object() ? before.value(key, 0.0) : 0.0;
-    if (rate <= 0) rate = measure();
+    double rate = 0;
+    if (const auto found = before.find(key); found != before.end() && found->is_number())
+      rate = found->get<double>();
+    if (!(rate > 0)) rate = measure();
     if (rate <= 0) return;
     measured[key] = rate;
     const MutexLock lock(state_->mutex);

@@ -40,14 +40,14 @@ std::unique_ptr<Tier> MakePrepared(const DeviceTierOptions& options) {
 }
 
 std::unique_ptr<Tier> MakeTier(int io_threads, uint64_t pool_bytes) {
-  DeviceTierOptions options = Options(Devices().front());
+  DeviceTierOptions options = Options(VisibleDevices().front());
   options.io_threads = io_threads;
   options.pinned_pool_bytes = pool_bytes;
   return MakePrepared(options);
 }
 
 std::string ReadFromFirstDevice(const ResidentExtent& extent) {
-  return ReadAsClient(Devices().front(), extent);
+  return ReadAsClient(VisibleDevices().front(), extent);
 }
 
 const auto kTiers = ::testing::Values(
@@ -82,7 +82,7 @@ class DeviceTierTest : public ::testing::Test {
     MakeOld(path_);
     model_ = IngestTestModel(path_, tensors_);
     layout_ = MakeLayout(*model_.manifest, store::Granularity::kSlab, 2 * kMiB).value();
-    for (const cuda::Device& device : Devices()) devices_.push_back(device);
+    for (const cuda::Device& device : VisibleDevices()) devices_.push_back(device);
     if (!OnRealGpu()) FAKE(fake_cuda_fail)("");
     objects_before_ = HeldMemoryObjects();
     fds_before_ = OpenDescriptors();
@@ -587,7 +587,8 @@ struct TestModel {
 // that went.
 Status AdoptInChild(const TestModel& test, int socket) {
   cuda::Heard heard = cuda::Hear(socket);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Tier> tier, MakeDeviceTier(Options(Devices().front())));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tier> tier,
+                   MakeDeviceTier(Options(VisibleDevices().front())));
   ASSIGN_OR_RETURN(const ResidentExtent extent,
                    tier->Adopt(test.layout.extents[0], std::move(heard.fd), heard.message.text));
   LoadControl control;
@@ -597,7 +598,8 @@ Status AdoptInChild(const TestModel& test, int socket) {
 // The device is lost in the middle of a load. In a process of its own, because what lies
 // in a broken context can not be given back.
 Status BreakInChild(const TestModel& test, int /*socket*/) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Tier> tier, MakeDeviceTier(Options(Devices().front())));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tier> tier,
+                   MakeDeviceTier(Options(VisibleDevices().front())));
   LoadControl control;
   ASSIGN_OR_RETURN(std::vector<ResidentExtent> resident,
                    tier->Load(test.model.Job(test.layout), control));

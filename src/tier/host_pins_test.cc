@@ -21,7 +21,7 @@ namespace {
 class HostPinsTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    device_.emplace(Devices().front());
+    device_.emplace(VisibleDevices().front());
     if (!device_->supports_read_only_registration()) {
       GTEST_SKIP() << "this device can not pin read-only memory";
     }

@@ -14,8 +14,8 @@ namespace {
 class PinnedPoolTest : public ::testing::Test {
  protected:
   PinnedPoolTest() {
-    context_ =
-        std::make_shared<const cuda::Context>(Must(cuda::Context::Retain(Devices().front())));
+    context_ = std::make_shared<const cuda::Context>(
+        Must(cuda::Context::Retain(VisibleDevices().front())));
     if (!OnRealGpu()) FAKE(fake_cuda_fail)("");
     objects_before_ = HeldMemoryObjects();
     fds_before_ = OpenDescriptors();

@@ -32,7 +32,9 @@ using cuda::FakeFunction;
 using cuda::Must;
 using cuda::OnRealGpu;
 
-inline std::vector<cuda::Device> Devices() { return Must(Must(cuda::Driver::Load())->Devices()); }
+inline std::vector<cuda::Device> VisibleDevices() {
+  return Must(Must(cuda::Driver::Load())->Devices());
+}
 
 // Memory, mappings and registrations of this process; 0 on a real GPU, which does not tell.
 inline uint64_t HeldMemoryObjects() {
