@@ -25,6 +25,7 @@ trims_test(reactor_test SRCS reactor_test.cc DEPS trims_worker)
 trims_test(ledger_link_test SRCS ledger_link_test.cc DEPS trims_keeper)
 trims_test(loader_pool_test SRCS loader_pool_test.cc DEPS trims_worker)
 trims_test(keeper_test SRCS keeper_test.cc DEPS trims_keeper)
+trims_test(worker_test SRCS worker_test.cc DEPS trims_worker)
 
 if(TRIMS_BUILD_TESTS OR TRIMS_BUILD_FUZZERS)
   find_package(GTest REQUIRED)  # The fixture's; it runs no test.

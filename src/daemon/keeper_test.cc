@@ -5,7 +5,6 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -15,7 +14,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -31,6 +29,7 @@
 
 #include "daemon/ledger_link.h"
 #include "daemon/log.h"
+#include "daemon/test_link.h"
 #include "daemon/worker.h"
 #include "ipc/seqpacket.h"
 
@@ -38,18 +37,8 @@ namespace trims {
 namespace {
 
 constexpr char kDirectorVariable[] = "TRIMS_TEST_DIRECTOR";
-constexpr int kPatienceMs = 60'000;
 // What a puppet that is told so does instead of exiting.
 constexpr uint8_t kDieBySignal = 255;
-
-bool WaitReadable(int fd) {
-  pollfd ready{fd, POLLIN, 0};
-  int result;
-  do {
-    result = ::poll(&ready, 1, kPatienceMs);
-  } while (result < 0 && errno == EINTR);
-  return result == 1;
-}
 
 sockaddr_un AddressOf(const std::string& path) {
   sockaddr_un address{};
@@ -100,10 +89,7 @@ struct TestWorker {
       entries[key] = *std::move(message);
     }
   }
-  Result<LinkMessage> Next() {
-    if (!WaitReadable(link.get())) return DeadlineExceededError("the keeper says nothing");
-    return ReceiveLink(link.get());
-  }
+  Result<LinkMessage> Next() const { return NextLinkMessage(link.get()); }
   void Say(LinkType type, const std::string& key = "", const std::string& body = "", int fd = -1) {
     EXPECT_TRUE(SendLink(link.get(), type, key, body, fd).ok());
   }
@@ -164,10 +150,7 @@ class KeeperTest : public testing::Test {
     if (options.config.entries.empty()) options.config = Load().value();
     options.reload = [this] { return Load(); };
     options.restart_pause_max = std::chrono::milliseconds(20);
-    int pipe[2];
-    ASSERT_EQ(::pipe2(pipe, O_CLOEXEC), 0);
-    log_ = UniqueFd(pipe[0]);
-    const UniqueFd theirs(pipe[1]);
+    const UniqueFd theirs = log_.Open();
     keeper_ = ::fork();
     if (keeper_ == 0) {
       ::dup2(theirs.get(), STDERR_FILENO);
@@ -188,7 +171,7 @@ class KeeperTest : public testing::Test {
   TestWorker NextWorker() {
     TestWorker worker;
     if (!WaitReadable(director_.get())) {
-      ADD_FAILURE() << "the keeper starts no worker; its log:\n" << seen_log_;
+      ADD_FAILURE() << "the keeper starts no worker; its log:\n" << log_.seen();
       return worker;
     }
     worker.order = UniqueFd(::accept4(director_.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -210,16 +193,8 @@ class KeeperTest : public testing::Test {
     WaitForNotice("READY=1");
     return worker;
   }
-  // Reads the log of the keeper and its workers until `text` is in it.
-  void WaitForLog(const std::string& text) {
-    while (seen_log_.find(text) == std::string::npos) {
-      char buffer[4096];
-      ssize_t got = -1;
-      if (WaitReadable(log_.get())) got = ::read(log_.get(), buffer, sizeof buffer);
-      ASSERT_GT(got, 0) << "not in the log: " << text << "\n" << seen_log_;
-      seen_log_.append(buffer, static_cast<size_t>(got));
-    }
-  }
+  // In the log of the last keeper and its workers.
+  void WaitForLog(const std::string& text) { log_.WaitFor(text); }
   std::string NextNotice() {
     char buffer[4096];
     if (!WaitReadable(notices_.get())) return "no notice";
@@ -244,8 +219,8 @@ class KeeperTest : public testing::Test {
   bool CanConnect() { return ConnectTo(RuntimeDir() + "/lease.sock", SOCK_SEQPACKET).ok(); }
 
   std::string root_;
-  UniqueFd director_, notices_, log_;
-  std::string seen_log_;
+  UniqueFd director_, notices_;
+  ProcessLog log_;
   pid_t keeper_ = -1;
   std::vector<pid_t> keepers_;  // Not waited for yet.
 };
