@@ -39,7 +39,7 @@ struct Opened {
                   const std::function<void(DaemonConfig&)>& change = nullptr)
       : devices(Open(named, change)), tiers(devices->TakeTiers()) {}
   std::unique_ptr<Devices> devices;
-  std::vector<Devices::ServedTier> tiers;
+  std::vector<ServedTier> tiers;
 };
 
 std::string Logged(const std::function<void()>& work) {

@@ -219,7 +219,7 @@ class Run final {
     while (const std::optional<Instruction> next = script.Next()) {
       Do(*next, script);
       trunk_.RunOnce();
-      trunk_.registry().store().CheckInvariants();
+      trunk_.registry().CheckInvariants();
     }
   }
 
@@ -234,7 +234,7 @@ class Run final {
     trunk_.RunUntil([&] { return server.sessions() == 0; });
     Must(trunk_.registry().store().Leases().empty(), "a lease without a session\n");
     trunk_.Settle();
-    trunk_.registry().store().CheckInvariants();
+    trunk_.registry().CheckInvariants();
   }
 
  private:
