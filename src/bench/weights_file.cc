@@ -17,10 +17,10 @@
 #include <utility>
 #include <vector>
 
-#include "base/units.h"
 #include "base/limits.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
+#include "base/units.h"
 
 namespace trims::bench {
 namespace {
