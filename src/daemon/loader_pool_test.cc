@@ -38,6 +38,7 @@ TEST(LoaderPoolTest, AsManyJobsRunAtATimeAsThereAreThreads) {
     });
   }
   wait.get();
+  EXPECT_EQ(running, kThreads);
 }
 
 TEST(LoaderPoolTest, ItsEndWaitsForRunningJobsAndDropsQueuedOnesWithWhatTheyHold) {

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <functional>
 #include <future>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -281,10 +282,11 @@ TEST_F(ReactorTest, PostsFromOtherThreadsRunOnTheLoopsThreadInTheOrderOfEachThre
 }
 
 TEST_F(ReactorTest, APostWakesALoopThatSleeps) {
-  std::promise<void> woken;
+  std::promise<std::thread::id> woken;
   std::thread loop([this] { reactor_->Run(); });
-  reactor_->Post("test", [&] { woken.set_value(); });
-  woken.get_future().get();  // Nothing else would wake it: there is no timer.
+  reactor_->Post("test", [&] { woken.set_value(std::this_thread::get_id()); });
+  // Nothing else would wake it: there is no timer.
+  EXPECT_EQ(woken.get_future().get(), loop.get_id());
   reactor_->Post("test", [this] { reactor_->Stop(); });
   loop.join();
 }
@@ -320,17 +322,21 @@ TEST_F(ReactorTest, PostsAfterTheEndAreDroppedWithWhatTheyHold) {
 TEST_F(ReactorTest, ADroppedPostMayPostAgain) {
   // Its callback is destroyed with no lock held: what it holds may talk to the reactor.
   struct Poster {
-    explicit Poster(Reactor* of) : reactor(of) {}
+    Poster(Reactor* of, int* count) : reactor(of), ends(count) {}
     ~Poster() {
-      reactor->Post("test", [] {});
+      reactor->Post("test", [count = ends] { *count = -1; });
+      ++*ends;
     }
     Reactor* const reactor;
+    int* const ends;
   };
+  int ends = 0;
   reactor_->Post("test", [&] {
     reactor_->Stop();
-    reactor_->Post("test", [held = std::make_shared<Poster>(reactor_.get())] {});
+    reactor_->Post("test", [held = std::make_shared<Poster>(reactor_.get(), &ends)] {});
   });
   reactor_->Run();
+  EXPECT_EQ(ends, 1);
 }
 
 // --- Stopping --------------------------------------------------------------------
