@@ -1,6 +1,9 @@
 // trims status: the daemon itself.
 #include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdint>
 #include <cstdio>
+#include <ratio>
 
 #include "base/units.h"
 #include "cli/command.h"
@@ -80,9 +83,11 @@ ExitCode RunStatus(const Context& context, Connection& daemon) {
                     std::to_string(response.opens_hit()) + " without a load; " +
                     std::to_string(response.opens_failed()) + " failed");
   if (response.reactor_slow_callbacks() > 0) {
+    const auto& longest = response.reactor_longest_callback();
+    const auto tenths = std::chrono::round<std::chrono::duration<int64_t, std::ratio<1, 10'000>>>(
+        std::chrono::seconds(longest.seconds()) + Duration(longest.nanos()));
     line("held up", std::to_string(response.reactor_slow_callbacks()) +
-                        " times for longer than 10 ms, for " +
-                        Microseconds(response.reactor_longest_callback()) + " at most");
+                        " times for longer than 10 ms, for " + FormatDuration(tenths) + " at most");
   }
   line("verified", std::to_string(response.verifications()) + " replicas, of these " +
                        std::to_string(response.quarantines()) + " had wrong bytes");

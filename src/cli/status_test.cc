@@ -51,6 +51,17 @@ TEST_F(StatusTest, OnePropertyALineAndNothingAboutDevicesWithoutAny) {
                          Not(HasSubstr("DEVICE"))));
 }
 
+TEST_F(StatusTest, SaysHowLongTheDaemonWasHeldUpWhenItWas) {
+  StartDaemon();
+  EXPECT_THAT(Run({"status"}).out, Not(HasSubstr("held up")));
+  backend_.ChangeStatus([](v1::GetStatusResponse* status) {
+    status->set_reactor_slow_callbacks(3);
+    status->mutable_reactor_longest_callback()->set_nanos(23'412'345);
+  });
+  EXPECT_THAT(Run({"status"}).out,
+              HasSubstr("held up         3 times for longer than 10 ms, for 23.4ms at most\n"));
+}
+
 TEST_F(StatusTest, WhatTheDaemonSaysCanNotWriteOverTheScreen) {
   backend_.ChangeStatus([](v1::GetStatusResponse* status) { status->set_gpu("x\x1b[2J"); });
   StartDaemon();
