@@ -23,7 +23,7 @@ class DeviceTest : public BenchTest {
  protected:
   void SetUp() override {
     BenchTest::SetUp();
-    ASSERT_FALSE(Devices().empty());  // Loads the driver.
+    ASSERT_FALSE(VisibleDevices().empty());  // Loads the driver.
     if (!OnRealGpu()) {
       ASSERT_EQ(FAKE(fake_cuda_fail)(""), 0);
     }
@@ -42,7 +42,7 @@ class DeviceTest : public BenchTest {
 
 TEST_F(DeviceTest, AllThatThisProcessSeesAreOpened) {
   const std::vector<Device> devices = Must(Device::OpenAll());
-  const std::vector<cuda::Device> seen = Devices();
+  const std::vector<cuda::Device> seen = VisibleDevices();
   ASSERT_EQ(devices.size(), seen.size());
   for (size_t i = 0; i < seen.size(); ++i) {
     EXPECT_EQ(devices[i].uuid(), seen[i].uuid());
@@ -57,7 +57,7 @@ TEST_F(DeviceTest, ADeviceThatIsNotSeenIsNotFound) {
 }
 
 TEST_F(DeviceTest, AMappingIsOfMemoryThatOnlyItsDescriptorHolds) {
-  Device device = Must(Device::Open(Devices()[0].uuid()));
+  Device device = Must(Device::Open(VisibleDevices()[0].uuid()));
   ASSERT_TRUE(device.MakeShared(8 * kMiB).ok());
   const uint64_t held = HeldMemoryObjects();
   EXPECT_EQ(held, before_);
@@ -71,7 +71,7 @@ TEST_F(DeviceTest, AMappingIsOfMemoryThatOnlyItsDescriptorHolds) {
 
 TEST_F(DeviceTest, EachMappingImportsReservesMapsAndGivesBack) {
   SKIP_ON_REAL_GPU("the driver's calls are counted");
-  Device device = Must(Device::Open(Devices()[0].uuid()));
+  Device device = Must(Device::Open(VisibleDevices()[0].uuid()));
   ASSERT_TRUE(device.MakeShared(8 * kMiB).ok());
   ASSERT_EQ(FAKE(fake_cuda_fail)(""), 0);
   for (int i = 0; i < 3; ++i) Must(device.MeasureMapping());
@@ -83,7 +83,7 @@ TEST_F(DeviceTest, EachMappingImportsReservesMapsAndGivesBack) {
 
 TEST_F(DeviceTest, AFailingMappingLeavesNothing) {
   SKIP_ON_REAL_GPU("calls that fail are planned");
-  Device device = Must(Device::Open(Devices()[0].uuid()));
+  Device device = Must(Device::Open(VisibleDevices()[0].uuid()));
   ASSERT_TRUE(device.MakeShared(8 * kMiB).ok());
   const uint64_t held = HeldMemoryObjects();
   for (const char* call :
@@ -96,7 +96,7 @@ TEST_F(DeviceTest, AFailingMappingLeavesNothing) {
 }
 
 TEST_F(DeviceTest, NoRoomIsResourceExhaustedAndLeavesNothing) {
-  Device device = Must(Device::Open(Devices()[0].uuid()));
+  Device device = Must(Device::Open(VisibleDevices()[0].uuid()));
   EXPECT_EQ(device.MakeShared(2 * device.total_bytes()).code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(HeldMemoryObjects(), before_);
   EXPECT_TRUE(device.MakeShared(kMiB).ok());
@@ -104,7 +104,7 @@ TEST_F(DeviceTest, NoRoomIsResourceExhaustedAndLeavesNothing) {
 
 TEST_F(DeviceTest, SharedMemoryIsReplacedAndGoesWithTheFloor) {
   SKIP_ON_REAL_GPU("how much is free depends on others");
-  Device device = Must(Device::Open(Devices()[0].uuid()));
+  Device device = Must(Device::Open(VisibleDevices()[0].uuid()));
   const uint64_t most = device.total_bytes() * 3 / 4;
   {
     MappingFloor floor(&device);
@@ -117,7 +117,7 @@ TEST_F(DeviceTest, SharedMemoryIsReplacedAndGoesWithTheFloor) {
 
 TEST_F(DeviceTest, CopiesKeepTheirBuffersUntilTheyAreTooSmall) {
   SKIP_ON_REAL_GPU("the driver's calls are counted");
-  Device device = Must(Device::Open(Devices()[0].uuid()));
+  Device device = Must(Device::Open(VisibleDevices()[0].uuid()));
   ASSERT_EQ(FAKE(fake_cuda_fail)(""), 0);
   for (int i = 0; i < 3; ++i) Must(device.MeasureCopy(Device::Copy::kFromHost, 4 * kMiB));
   Must(device.MeasureCopy(Device::Copy::kToHost, 2 * kMiB));

@@ -129,7 +129,7 @@ class DeviceClientTest : public testing::Test {
     return value;
   }
 
-  const std::vector<cuda::Device> devices_ = Devices();
+  const std::vector<cuda::Device> devices_ = VisibleDevices();
   FakeDaemon daemon_;
   trims_client* client_ = nullptr;
   uint64_t held_ = 0;

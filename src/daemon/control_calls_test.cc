@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/control_conformance.h"
 #include "daemon/test_control_calls.h"
 
 namespace trims {

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "daemon/control_calls.h"
-#include "daemon/control_conformance.h"
+#include "daemon/test_control_world.h"
 #include "daemon/test_trunk.h"
 
 namespace trims {
