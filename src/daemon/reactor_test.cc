@@ -9,7 +9,6 @@
 #include <atomic>
 #include <functional>
 #include <future>
-#include <future>
 #include <memory>
 #include <optional>
 #include <string>
