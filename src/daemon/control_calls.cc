@@ -256,7 +256,7 @@ ControlCalls::Eviction ControlCalls::Foresee(const std::vector<Digest>& models,
   Eviction eviction;
   for (const Digest& model : models) {
     Registry::EvictOutcome foreseen;
-    foreseen.result.kept = registry_->store().WhatStays(model, tier);
+    foreseen.result.kept = registry_->store().WhatStays(model, tier, Now());
     std::erase_if(foreseen.result.kept, [](const store::EvictResult::Kept& kept) {
       return kept.state == store::ReplicaState::kLoading;
     });

@@ -60,12 +60,12 @@ std::string CountOf(uint64_t count, std::string_view noun) {
 
 }  // namespace
 
-bool Store::State::IsEvictable(const Replica& replica) const {
+bool Store::State::IsEvictable(const Replica& replica, Time at) const {
   return replica.state == ReplicaState::kReady && replica.leases == 0 && !Pinned(replica) &&
-         replica.grace_until <= now;
+         replica.grace_until <= at;
 }
 
-std::string Store::State::WhyKept(const Replica& replica) const {
+std::string Store::State::WhyKept(const Replica& replica, Time at) const {
   std::string why;
   const auto add = [&why](std::string_view reason) {
     if (!why.empty()) why += ", ";
@@ -74,7 +74,7 @@ std::string Store::State::WhyKept(const Replica& replica) const {
   if (replica.state != ReplicaState::kReady) add(ReplicaStateName(replica.state));
   if (replica.leases > 0) add(CountOf(replica.leases, "lease"));
   if (Pinned(replica)) add("pinned");
-  if (replica.state == ReplicaState::kReady && replica.grace_until > now) {
+  if (replica.state == ReplicaState::kReady && replica.grace_until > at) {
     add("adopted just now");
   }
   return why;
@@ -267,7 +267,7 @@ Status Store::State::Describe(const Refusal& refusal, const Replica& replica,
   const size_t others = holders.size() - named + hidden;
   std::string list;
   for (size_t i = 0; i < named; ++i) {
-    std::string why = WhyKept(*holders[i]);
+    std::string why = WhyKept(*holders[i], now);
     if (why.empty()) why = "policy never";
     list += (list.empty() ? "" : ", ") + holders[i]->name + " (" + why + ")";
   }

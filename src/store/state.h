@@ -273,7 +273,8 @@ struct Store::State {
   void RetryOrRefuse(Replica& replica, uint64_t missing, uint64_t free, const Status& status);
   // Evicts by policy until `used` is at most the budget, or as near as can be.
   void ShrinkToBudget(TierIndex tier);
-  bool IsEvictable(const Replica& replica) const;
+  bool IsEvictable(const Replica& replica, Time at) const;
+  bool IsEvictable(const Replica& replica) const { return IsEvictable(replica, now); }
   std::vector<Replica*> Evictable(TierIndex tier);
   // Of `ordered` the first that free `target` together, without those that are
   // not needed for it. Empty when all of them do not free that much.
@@ -286,9 +287,9 @@ struct Store::State {
   uint64_t InternalBytes(const Replica& replica) const;
   Status Describe(const Refusal& refusal, const Replica& replica, const Waiter& asker) const;
   // "2 leases, pinned": why a replica stays; "" when it is evictable.
-  std::string WhyKept(const Replica& replica) const;
+  std::string WhyKept(const Replica& replica, Time at) const;
   // The same of several, with who holds them.
-  std::vector<EvictResult::Kept> WhyKept(const std::vector<const Replica*>& stay) const;
+  std::vector<EvictResult::Kept> WhyKept(const std::vector<const Replica*>& stay, Time at) const;
   bool MayKnow(const Model& model, uint32_t uid, bool is_admin) const;
 
   // --- Views and checks (views.cc, invariants.cc) ---

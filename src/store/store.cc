@@ -957,7 +957,7 @@ void Store::State::On(const EvictAsked& event) {
       kept.push_back(replica);
     }
   }
-  result.kept = WhyKept(kept);
+  result.kept = WhyKept(kept, now);
   out.emplace_back(std::move(result));
 }
 

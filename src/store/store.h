@@ -142,9 +142,9 @@ class Store final {
   size_t lease_count() const;
   // As Find, in constant time while there is an incarnation that opens get.
   std::optional<ReplicaSummary> Summary(const ReplicaKey& key) const;
-  // What an EvictAsked without force would keep now, as its answer would say it.
-  std::vector<EvictResult::Kept> WhatStays(const Digest& model,
-                                           std::optional<TierIndex> tier) const;
+  // What an EvictAsked without force would keep at `now`, as its answer would say it.
+  std::vector<EvictResult::Kept> WhatStays(const Digest& model, std::optional<TierIndex> tier,
+                                           Time now) const;
 
   const Config& config() const;
   // When the next keep_alive runs out, for the caller's timer.

@@ -88,8 +88,8 @@ std::vector<TierView> Store::State::Tiers() {
   return views;
 }
 
-std::vector<EvictResult::Kept> Store::State::WhyKept(
-    const std::vector<const Replica*>& stay) const {
+std::vector<EvictResult::Kept> Store::State::WhyKept(const std::vector<const Replica*>& stay,
+                                                     Time at) const {
   std::vector<EvictResult::Kept> kept;
   bool any_leased = false;
   for (const Replica* replica : stay) {
@@ -97,7 +97,7 @@ std::vector<EvictResult::Kept> Store::State::WhyKept(
                     .generation = replica->generation,
                     .name = replica->name,
                     .state = replica->state,
-                    .reason = WhyKept(*replica),
+                    .reason = WhyKept(*replica, at),
                     .leases = replica->leases});
     any_leased = any_leased || replica->leases > 0;
   }
@@ -182,17 +182,17 @@ void Store::ForEachPin(const std::function<void(const Digest&, TierIndex)>& fn) 
   }
 }
 
-std::vector<EvictResult::Kept> Store::WhatStays(const Digest& model,
-                                                std::optional<TierIndex> tier) const {
+std::vector<EvictResult::Kept> Store::WhatStays(const Digest& model, std::optional<TierIndex> tier,
+                                                Time now) const {
   std::vector<const Replica*> stay;
   for (const Replica& replica : state_->replicas) {
     if (replica.key.model != model || (tier.has_value() && replica.key.tier != *tier)) continue;
     const Load* const load = state_->FindLoad(replica.load);
     // As in On(EvictAsked): a load that nobody waits for any more goes by itself.
     const bool is_going = load != nullptr && load->cancelled && replica.waiters.empty();
-    if (!is_going && !state_->IsEvictable(replica)) stay.push_back(&replica);
+    if (!is_going && !state_->IsEvictable(replica, now)) stay.push_back(&replica);
   }
-  return state_->WhyKept(stay);
+  return state_->WhyKept(stay, now);
 }
 
 size_t Store::lease_count() const { return state_->leases.size(); }

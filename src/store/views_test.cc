@@ -117,17 +117,17 @@ TEST_F(StoreViewsTest, ALookSeesWhatTheListsShow) {
 
 TEST_F(StoreViewsTest, WhatStaysIsWhatAnEvictionThenKeeps) {
   Config config = OneTier(1000);
-  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 1000});
+  config.tiers.push_back({.name = "gpu:0", .budget_bytes = 1000, .kind = TierKind::kDevice});
   Start(config);
   Put(Plan(1, 10));
   OpenAsked device = Asks(Plan(1, 10), /*session=*/5, /*uid=*/1001);
   device.tier = 1;
   Step(LoadFinished{.load = StartedLoad(Step(device))});
   Open(Plan(2, 10));
-  EXPECT_THAT(store().WhatStays(NumberedDigest(1), 0), IsEmpty());
-  EXPECT_THAT(store().WhatStays(NumberedDigest(9), std::nullopt), IsEmpty());
+  EXPECT_THAT(store().WhatStays(NumberedDigest(1), 0, now()), IsEmpty());
+  EXPECT_THAT(store().WhatStays(NumberedDigest(9), std::nullopt, now()), IsEmpty());
   for (const uint64_t model : {1, 2}) {
-    const auto foreseen = store().WhatStays(NumberedDigest(model), std::nullopt);
+    const auto foreseen = store().WhatStays(NumberedDigest(model), std::nullopt, now());
     const auto kept = All<EvictResult>(Step(EvictAsked{.model = NumberedDigest(model)}))[0].kept;
     ASSERT_EQ(foreseen.size(), 1u);
     ASSERT_EQ(kept.size(), 1u);
@@ -136,7 +136,20 @@ TEST_F(StoreViewsTest, WhatStaysIsWhatAnEvictionThenKeeps) {
     EXPECT_EQ(foreseen[0].name, kept[0].name);
     EXPECT_EQ(foreseen[0].holders.size(), kept[0].holders.size());
   }
-  EXPECT_EQ(store().WhatStays(NumberedDigest(1), 1)[0].holders[0].uid, 1001u);
+  EXPECT_EQ(store().WhatStays(NumberedDigest(1), 1, now())[0].holders[0].uid, 1001u);
+}
+
+// Nothing happens to an idle store, so nothing tells it the time.
+TEST_F(StoreViewsTest, WhatStaysEndsWithTheAdoptionGraceThoughNothingHappens) {
+  Start(OneTier(1000));
+  AdoptionStarted adopted;
+  adopted.load = store().NewLoadId();
+  adopted.plan = Plan(1, 10);
+  Step(adopted);
+  Step(LoadFinished{.load = adopted.load});
+  EXPECT_EQ(store().WhatStays(NumberedDigest(1), std::nullopt, now()).size(), 1u);
+  Pass(OneTier(1000).adoption_grace + seconds(1));
+  EXPECT_THAT(store().WhatStays(NumberedDigest(1), std::nullopt, now()), IsEmpty());
 }
 
 TEST_F(StoreViewsTest, PinsAreSeenWithReplicasAndWithout) {
