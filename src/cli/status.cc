@@ -84,10 +84,9 @@ ExitCode RunStatus(const Context& context, Connection& daemon) {
                     std::to_string(response.opens_failed()) + " failed");
   if (response.reactor_slow_callbacks() > 0) {
     const auto& longest = response.reactor_longest_callback();
-    const auto tenths = std::chrono::round<std::chrono::duration<int64_t, std::ratio<1, 10'000>>>(
-        std::chrono::seconds(longest.seconds()) + Duration(longest.nanos()));
+    const double seconds = static_cast<double>(longest.seconds()) + longest.nanos() * 1e-9;
     line("held up", std::to_string(response.reactor_slow_callbacks()) +
-                        " times for longer than 10 ms, for " + FormatDuration(tenths) + " at most");
+                        " times for longer than 10 ms, for " + SecondsText(seconds) + " at most");
   }
   line("verified", std::to_string(response.verifications()) + " replicas, of these " +
                        std::to_string(response.quarantines()) + " had wrong bytes");

@@ -59,7 +59,7 @@ TEST_F(StatusTest, SaysHowLongTheDaemonWasHeldUpWhenItWas) {
     status->mutable_reactor_longest_callback()->set_nanos(23'412'345);
   });
   EXPECT_THAT(Run({"status"}).out,
-              HasSubstr("held up         3 times for longer than 10 ms, for 23.4ms at most\n"));
+              HasSubstr("held up         3 times for longer than 10 ms, for 23.4 ms at most\n"));
 }
 
 TEST_F(StatusTest, WhatTheDaemonSaysCanNotWriteOverTheScreen) {

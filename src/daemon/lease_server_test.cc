@@ -687,6 +687,7 @@ TEST_F(LeaseServerTest, WhoReadsSlowlyButReadsIsKept) {
   const auto ask = [&] {
     EXPECT_TRUE(SendOpen(slow, 3, {.model = long_name}));
     trunk_->RunOnce();
+    trunk_->Settle();  // Until the name has been looked for.
   };
   int room = 0;  // Packets.
   for (int before = -1; UnreadBytes(slow.fd()) != before; ++room) {
