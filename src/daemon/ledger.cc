@@ -15,14 +15,16 @@ constexpr std::string_view kReplicaPrefix = "replica/";
 constexpr std::string_view kPinPrefix = "pin/";
 constexpr std::string_view kDevicePrefix = "device/";
 
-static_assert(kMaxLedgerUids * 11 < kMaxLinkBodyBytes / 2, "ten digits and a comma for each uid");
+static_assert(kMaxLedgerUids * 11 + kMaxLedgerLabelBytes * 6 + 512 < kMaxLinkBodyBytes / 2,
+              "ten digits and a comma for each uid, six bytes for each escape, all other members");
 
-// "<tier>/<64 hex>": names of tiers may hold anything, so the digest is cut off from behind.
+// "<tier>/<64 hex>": names of tiers may hold anything, so the digest is cut off from behind. In
+// the one spelling that a worker writes: people may write digests in others.
 bool SplitDigest(std::string_view rest, LedgerKey& key) {
   const size_t slash = rest.rfind('/');
   if (slash == rest.npos || slash == 0) return false;
   const Result<Digest> digest = Digest::Parse(rest.substr(slash + 1));
-  if (!digest.ok()) return false;
+  if (!digest.ok() || digest->ToHex() != rest.substr(slash + 1)) return false;
   key.digest = *digest;
   key.tier = std::string(rest.substr(0, slash));
   return true;
@@ -116,7 +118,7 @@ std::string EncodeReplicaEntry(const ReplicaEntry& entry) {
     json["names"].push_back(
         {{"name", named.name}, {"path", named.path}, {"directory", named.directory}});
   }
-  json["label"] = entry.label;
+  json["label"] = entry.label.substr(0, kMaxLedgerLabelBytes);
   json["generation"] = entry.generation;
   json["slab_bytes"] = entry.slab_bytes;
   json["manifest_bytes"] = entry.manifest_bytes;

@@ -66,7 +66,10 @@ struct ReplicaEntry {
   friend bool operator==(const ReplicaEntry&, const ReplicaEntry&) = default;
 };
 // Never longer than kMaxLinkBodyBytes: names and uids beyond kMaxLedgerNames and
-// kMaxLedgerUids are left out, as who is forgotten can open the model's files again.
+// kMaxLedgerUids are left out, as who is forgotten can open the model's files again, as are
+// names that would take more than half of the room, and the end of a long label. What is not
+// UTF-8 does not come back as it was.
+inline constexpr size_t kMaxLedgerLabelBytes = 512;
 inline constexpr size_t kMaxLedgerNames = 16;
 inline constexpr size_t kMaxLedgerUids = 2048;
 std::string EncodeReplicaEntry(const ReplicaEntry& entry);

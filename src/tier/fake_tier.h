@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -55,13 +56,38 @@ class FakeTier final : public Tier {
     const MutexLock lock(mutex_);
     while (held_ < count) changed_.Wait(mutex_);
   }
+  // Checks wait after their start until ReleaseChecks().
+  void HoldChecks() {
+    const MutexLock lock(mutex_);
+    is_holding_checks_ = true;
+  }
+  void ReleaseChecks() {
+    const MutexLock lock(mutex_);
+    is_holding_checks_ = false;
+    changed_.NotifyAll();
+  }
+  // From now on, or (with `only_when_probed`) from the next Probe() on, this is its health.
+  void SetHealth(Status health, bool only_when_probed = false) {
+    const MutexLock lock(mutex_);
+    (only_when_probed ? found_by_probe_ : health_) = std::move(health);
+  }
+  // What FreeBytes() says; nobody knows before.
+  void SetFreeBytes(std::optional<uint64_t> bytes) {
+    const MutexLock lock(mutex_);
+    free_bytes_ = bytes;
+  }
+  // Called for each extent that is made: what it keeps alive.
+  void SetAllocate(std::function<std::shared_ptr<const void>()> allocate) {
+    const MutexLock lock(mutex_);
+    allocate_ = std::move(allocate);
+  }
   // Every later Verify of this extent is DATA_LOSS.
   void Damage(const Digest& key) {
     const MutexLock lock(mutex_);
     damaged_.insert(key);
   }
   // Loads beyond this many bytes at once are RESOURCE_EXHAUSTED.
-  void SetMachineBytes(uint64_t bytes) {
+  void SetMachineBytes(std::optional<uint64_t> bytes) {
     const MutexLock lock(mutex_);
     machine_bytes_ = bytes;
   }
@@ -100,6 +126,30 @@ class FakeTier final : public Tier {
     return found == loads_of_.end() ? 0 : found->second;
   }
 
+  int probes() const {
+    const MutexLock lock(mutex_);
+    return probes_;
+  }
+  // Extents in the order in which they were checked.
+  std::vector<Digest> verified() const {
+    const MutexLock lock(mutex_);
+    return verified_;
+  }
+  // Where the extents of the latest load could be copied from.
+  struct Offer {
+    bool has_source = false;
+    std::map<Digest, std::weak_ptr<const ResidentExtent>> host, peer;
+  };
+  Offer last_offer() const {
+    const MutexLock lock(mutex_);
+    return last_offer_;
+  }
+  // What it has been told of host memory.
+  std::set<Digest> host_extents() const {
+    const MutexLock lock(mutex_);
+    return host_extents_;
+  }
+
   // --- Tier -------------------------------------------------------------------
 
   const std::string& name() const override { return name_; }
@@ -133,12 +183,19 @@ class FakeTier final : public Tier {
     {
       const MutexLock lock(mutex_);
       ++verifications_;
+      verified_.push_back(extent.key);
+    }
+    if (control.on_progress) control.on_progress(0, extent.bytes);
+    {
+      const MutexLock lock(mutex_);
+      while (is_holding_checks_) changed_.Wait(mutex_);
       is_synthetic = is_synthetic_;
       if (damaged_.contains(extent.key)) {
         return DataLossError("resident memory, extent " + extent.key.ToShort() +
                              ": damaged by the test");
       }
     }
+    if (control.on_progress) control.on_progress(extent.bytes / 2, extent.bytes);
     if (control.cancelled) return CancelledError("nobody waits for this verification any more");
     if (is_synthetic) return OkStatus();
     ASSIGN_OR_RETURN(const std::vector<ChunkWork> work, ListChunks(manifest, {&spec}));
@@ -155,9 +212,34 @@ class FakeTier final : public Tier {
     return OkStatus();
   }
 
+  Status health() const override {
+    const MutexLock lock(mutex_);
+    return health_;
+  }
+  Status Probe() override {
+    const MutexLock lock(mutex_);
+    ++probes_;
+    if (!found_by_probe_.ok()) health_ = found_by_probe_;
+    return health_;
+  }
+  std::optional<uint64_t> FreeBytes() const override {
+    const MutexLock lock(mutex_);
+    return free_bytes_;
+  }
+  void HostExtentReady(std::shared_ptr<const ResidentExtent> extent) override {
+    const MutexLock lock(mutex_);
+    host_extents_.insert(extent->key);
+  }
+  void HostExtentGone(const Digest& key) override {
+    const MutexLock lock(mutex_);
+    host_extents_.erase(key);
+  }
+
  private:
-  ResidentExtent Resident(const ExtentSpec& spec, ReadOnlyRegion region) const {
+  ResidentExtent Resident(const ExtentSpec& spec, ReadOnlyRegion region) const
+      TRIMS_REQUIRES(mutex_) {
     ResidentExtent extent;
+    if (allocate_) extent.allocation = allocate_();
     extent.key = spec.key;
     extent.bytes = AllocationBytes(spec.bytes);
     extent.map_bytes = region.size();
@@ -192,6 +274,7 @@ class FakeTier final : public Tier {
     {
       const MutexLock lock(mutex_);
       is_synthetic = is_synthetic_;
+      NoteOffer(job);
       uint64_t need = 0;
       for (const ExtentSpec* extent : job.extents) need += AllocationBytes(extent->bytes);
       if (machine_bytes_ && need > *machine_bytes_) {
@@ -232,9 +315,19 @@ class FakeTier final : public Tier {
     std::vector<ResidentExtent> resident;
     for (size_t i = 0; i < regions.size(); ++i) {
       ASSIGN_OR_RETURN(ReadOnlyRegion sealed, std::move(regions[i]).Seal());
+      const MutexLock lock(mutex_);
       resident.push_back(Resident(*job.extents[i], std::move(sealed)));
     }
     return resident;
+  }
+
+  void NoteOffer(const LoadJob& job) TRIMS_REQUIRES(mutex_) {
+    last_offer_ = {.has_source = job.source != nullptr, .host = {}, .peer = {}};
+    for (size_t i = 0; i < job.extents.size(); ++i) {
+      const Digest& key = job.extents[i]->key;
+      if (i < job.host.size() && job.host[i] != nullptr) last_offer_.host[key] = job.host[i];
+      if (i < job.peer.size() && job.peer[i] != nullptr) last_offer_.peer[key] = job.peer[i];
+    }
   }
 
   static std::shared_ptr<const ResidentExtent> Offered(const LoadJob& job, size_t extent) {
@@ -280,6 +373,15 @@ class FakeTier final : public Tier {
   bool is_synthetic_ TRIMS_GUARDED_BY(mutex_) = false;
   int held_ TRIMS_GUARDED_BY(mutex_) = 0;
   std::optional<uint64_t> machine_bytes_ TRIMS_GUARDED_BY(mutex_);
+  std::optional<uint64_t> free_bytes_ TRIMS_GUARDED_BY(mutex_);
+  std::function<std::shared_ptr<const void>()> allocate_ TRIMS_GUARDED_BY(mutex_);
+  Status health_ TRIMS_GUARDED_BY(mutex_);
+  Status found_by_probe_ TRIMS_GUARDED_BY(mutex_);
+  bool is_holding_checks_ TRIMS_GUARDED_BY(mutex_) = false;
+  std::vector<Digest> verified_ TRIMS_GUARDED_BY(mutex_);
+  std::set<Digest> host_extents_ TRIMS_GUARDED_BY(mutex_);
+  Offer last_offer_ TRIMS_GUARDED_BY(mutex_);
+  int probes_ TRIMS_GUARDED_BY(mutex_) = 0;
   std::set<Digest> damaged_ TRIMS_GUARDED_BY(mutex_);
   std::map<Digest, int> loads_of_ TRIMS_GUARDED_BY(mutex_);
   int loads_started_ TRIMS_GUARDED_BY(mutex_) = 0;
