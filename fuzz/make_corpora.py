@@ -376,11 +376,45 @@ def lease_server_seeds():
                                            step(OPEN, 0, 2, 0, MODEL) + wait + step(READ))
 
 
+# --- The keeper's ledger --------------------------------------------------------
+
+
+def ledger_seeds():
+    """The first byte says what is to be read: a key, a replica's entry, rho, or lines for an entry."""
+    hexed = "0123456789abcdef" * 4
+    keys = {"extent": f"extent/host/{hexed}", "extent_of_slashes": f"extent/a/1/{hexed}",
+            "replica": f"replica/gpu:GPU-fa4e/3/{hexed}", "replica_of_slashes": f"replica//2/1/{hexed}",
+            "pin": f"pin/host/{hexed}", "rho": "rho", "links": "device/links",
+            "bad_no_tier": f"extent/{hexed}", "bad_empty_tier": f"pin//{hexed}",
+            "bad_granularity": f"replica/host/4/{hexed}", "bad_case": f"pin/host/{hexed.upper()}",
+            "bad_prefix": f"pin/host/sha256:{hexed}", "bad_kind": f"future/host/{hexed}"}
+    for name, key in keys.items():
+        yield "key_" + name, b"\0" + key.encode()
+    entry = {"names": [{"name": "a:1", "path": "/m/a", "directory": "/m/a"}], "label": "passed",
+             "generation": 7, "slab_bytes": 64 << 20, "manifest_bytes": 1234, "proved_uids": [0, 1000]}
+    yield "entry_good", b"\1" + json.dumps(entry).encode()
+    yield "entry_many", b"\1" + json.dumps(
+        {**entry, "names": entry["names"] * 20, "proved_uids": [4294967295] * 3000}).encode()
+    yield "entry_long_label", b"\1" + json.dumps({**entry, "label": "\1" * 1000}).encode()
+    for member in entry:
+        yield "entry_without_" + member, b"\1" + json.dumps(
+            {k: v for k, v in entry.items() if k != member}).encode()
+        yield "entry_odd_" + member, b"\1" + json.dumps({**entry, member: -1}).encode()
+    for name, text in (("empty", b""), ("array", b"[]"), ("deep", b"[" * 1000), ("utf8", b'{"\xff":1}')):
+        yield "entry_" + name, b"\1" + text
+    for name, text in (("good", b'{"q":1e9,"o_ns":1,"s_ns":2}'), ("tiny", b'{"q":1e-300,"o_ns":1,"s_ns":2}'),
+                       ("huge", b'{"q":1e999,"o_ns":1,"s_ns":2}'), ("negative", b'{"q":1,"o_ns":-1,"s_ns":2}'),
+                       ("wrapped", b'{"q":1,"o_ns":18446744073709551615,"s_ns":2}')):
+        yield "rho_" + name, b"\2" + text
+    yield "lines_escapes", b"\3\xff" + b"\1\1\n" * 60
+    yield "lines_not_utf8", b"\3\x40" + b"\xff\xc3\n" * 60
+
+
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "corpora")
     for target, seeds in (("safetensors", safetensors_seeds), ("params", params_seeds),
                           ("symbol", symbol_seeds), ("model_name", model_name_seeds),
-                          ("lease_server", lease_server_seeds)):
+                          ("ledger", ledger_seeds), ("lease_server", lease_server_seeds)):
         folder = root / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in seeds():

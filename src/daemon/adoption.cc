@@ -67,7 +67,15 @@ void Adoption::Start(uint64_t slab_bytes) {
   entries_.clear();  // Descriptors that nobody adopted are closed.
   if (!candidates.empty())
     LogInfo("adopting what the last worker left", {{"replicas", candidates.size()}});
-  for (const Candidate& candidate : candidates) Verify(candidate);
+  for (const Candidate& candidate : candidates) {
+    const ReplicaKey& replica = candidate.key;
+    if (Verify(candidate)) continue;
+    LogError("replica not adopted", {{"model", candidate.contents->DisplayName()},
+                                     {"tier", parts_.tiers->name(replica.tier)},
+                                     {"reason", "it does not fit the budget any more"}});
+    parts_.ledger->Drop(
+        ReplicaLedgerKey(parts_.tiers->name(replica.tier), replica.granularity, replica.model));
+  }
 }
 
 // What is known of no replica: measurements, pins, the worker's own texts.
@@ -123,22 +131,26 @@ Result<Adoption::Candidate> Adoption::AdoptReplica(const LedgerKey& key, LinkMes
   return candidate;
 }
 
-Status Adoption::AdoptExtents(const Candidate& candidate) {
+Status Adoption::AdoptExtents(Candidate& candidate) {
   const store::TierIndex tier = candidate.key.tier;
   for (const ExtentSpec& spec : candidate.layout->extents) {
-    if (parts_.residents->FindExtent(tier, spec.key) != nullptr) continue;
+    if (auto adopted = parts_.residents->FindExtent(tier, spec.key)) {
+      candidate.extents.push_back(std::move(adopted));
+      continue;
+    }
     const auto entry = entries_.find(ExtentLedgerKey(parts_.tiers->name(tier), spec.key));
     if (entry == entries_.end() || !entry->second.fd.valid())
       return NotFoundError("its extent " + spec.key.ToShort() + " is missing");
     ASSIGN_OR_RETURN(
         ResidentExtent adopted,
         (*parts_.tiers)[tier].Adopt(spec, std::move(entry->second.fd), entry->second.body));
-    parts_.residents->Adopt(tier, std::move(adopted));
+    candidate.extents.push_back(
+        parts_.residents->Adopt(tier, std::make_shared<const ResidentExtent>(std::move(adopted))));
   }
   return OkStatus();
 }
 
-void Adoption::Verify(const Candidate& candidate) {
+bool Adoption::Verify(const Candidate& candidate) {
   const ReplicaKey& replica = candidate.key;
   store::AdoptionStarted event;
   event.load = parts_.store->NewLoadId();
@@ -158,9 +170,17 @@ void Adoption::Verify(const Candidate& candidate) {
   work->tier = &(*parts_.tiers)[replica.tier];
   work->layout = candidate.layout;
   work->manifest = candidate.contents->manifest;
-  for (const ExtentSpec& spec : candidate.layout->extents)
-    work->extents.push_back(parts_.residents->FindExtent(replica.tier, spec.key));
+  work->extents = candidate.extents;
   const store::LoadId id = event.load;
+  // One that it shares may have gone with a replica for which there was no room.
+  for (const auto& extent : candidate.extents) {
+    if (parts_.residents->FindExtent(replica.tier, extent->key) != nullptr) continue;
+    parts_.residents->Adopt(replica.tier, extent);
+    parts_.ledger->PutExtent(parts_.tiers->name(replica.tier), *extent);
+  }
+  parts_.apply(event);
+  const std::optional<store::ReplicaView> view = parts_.store->Find(replica);
+  if (!view || view->state != store::ReplicaState::kLoading) return false;
   Running& running = running_[id];
   running.replica = replica;
   work->control = running.control;
@@ -171,11 +191,11 @@ void Adoption::Verify(const Candidate& candidate) {
         });
       });
   work->report = [throttle](uint64_t done, uint64_t total) { (*throttle)(done, total); };
-  parts_.apply(event);
   parts_.loaders->named.Run([this, id, work] {
     VerifyOnLoaderThread(*work);
     parts_.reactor->Post("adopted", [this, id, work] { Finish(id, *work); });
   });
+  return true;
 }
 
 void Adoption::VerifyOnLoaderThread(VerifyWork& work) {

@@ -61,6 +61,7 @@ class Adoption final {
     ReplicaEntry entry;
     std::shared_ptr<ModelContents> contents;
     std::shared_ptr<const Layout> layout;
+    std::vector<std::shared_ptr<const ResidentExtent>> extents;  // In layout order.
   };
   struct Running {
     store::ReplicaKey replica;
@@ -70,8 +71,9 @@ class Adoption final {
 
   void AdoptFacts(const LedgerKey& key, const LinkMessage& entry);
   Result<Candidate> AdoptReplica(const LedgerKey& key, LinkMessage entry, uint64_t slab_bytes);
-  Status AdoptExtents(const Candidate& candidate);
-  void Verify(const Candidate& candidate);
+  Status AdoptExtents(Candidate& candidate);
+  // False when the store has no room for it: then it is gone already.
+  bool Verify(const Candidate& candidate);
   static void VerifyOnLoaderThread(VerifyWork& work);
   void Finish(store::LoadId id, const VerifyWork& work);
 

@@ -78,7 +78,14 @@ Result<CatalogueEntry> Catalogue::Find(const std::string& name) const {
     }
   }
   Result<std::string> path = format::FindModelDirectory(base_dir_, name);
-  if (path.ok()) return CatalogueEntry{name, *std::move(path), false};
+  if (path.ok()) {
+    CatalogueEntry entry{name, *std::move(path), false};
+    for (const std::string& directory : format::ModelDirectoryNames(name)) {
+      if (entry.path.ends_with("/" + directory)) break;
+      entry.passed_over.push_back(base_dir_ + "/" + directory);
+    }
+    return entry;
+  }
   if (path.status().code() != StatusCode::kNotFound) return path.status();
   return NotFoundError("no model named \"" + name + "\": it is not registered, and " +
                        path.status().message() + "; register it with `trims add " + name +

@@ -22,6 +22,8 @@ struct CatalogueEntry {
   std::string name;
   std::string path;
   bool registered = false;  // By `trims add`; else found in base_dir.
+  // Paths that would be the model's directory instead, were there a directory.
+  std::vector<std::string> passed_over = {};
 };
 
 class Catalogue final {

@@ -1,6 +1,7 @@
 #include "daemon/contents.h"
 
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -65,6 +66,7 @@ struct Contents::LookWork {
   Time current_at{};
   uint64_t catalogue_version = 0;  // Before the catalogue was asked: never newer than its answer.
   std::string path;
+  std::vector<std::string> passed_over;  // As CatalogueEntry.
   Readable readable;
   std::shared_ptr<const PathWatch::Watched> watched;
   // The name does not stand for `known` any more, whatever else it may stand for.
@@ -357,6 +359,7 @@ void Contents::LookAtFilesOfName(LookWork& work) const {
     return;
   }
   work.path = entry->path;
+  work.passed_over = entry->passed_over;
   const bool try_known = known.source != nullptr && work.known_path == entry->path;
   work.known_is_past = work.known_is_past || (known.source != nullptr && !try_known);
   for (int attempt = try_known ? 0 : 1; attempt < 3; ++attempt) {
@@ -377,7 +380,7 @@ void Contents::LookAtFilesOfName(LookWork& work) const {
         work.known_is_past = true;
       }
     }
-    work.watched = WatchFiles(*work.readable.source);
+    work.watched = WatchFiles(work);
     work.current_at = Now();
     if (!work.readable.source->StillCurrent()) {
       work.status = AbortedError(work.readable.source->description() +
@@ -416,11 +419,15 @@ void Contents::LookAtSource(LookWork& work) const {
   work.sidecar_status = ingested->sidecar_status;
 }
 
-std::shared_ptr<const PathWatch::Watched> Contents::WatchFiles(const Source& source) const {
+std::shared_ptr<const PathWatch::Watched> Contents::WatchFiles(const LookWork& work) const {
   if (watch_ == nullptr) return nullptr;
+  const Source& source = *work.readable.source;
   PathWatch::Asked asked;
   for (const SourceFile& file : source.files()) asked.files.push_back(file.path);
   if (source.is_directory()) asked.directories.push_back(source.directory());
+  // A directory there would come first; a file, which a directory may replace, is passed over.
+  for (const std::string& path : work.passed_over)
+    (::access(path.c_str(), F_OK) == 0 ? asked.files : asked.absent).push_back(path);
   Result<std::shared_ptr<const PathWatch::Watched>> watched = watch_->Add(asked);
   if (watched.ok()) return *std::move(watched);
   LogDebug("files not watched, looked at again for every open",

@@ -170,7 +170,7 @@ class Contents final {
   void LookOnLoaderThread(const LookKey& key, std::shared_ptr<LookWork> work);
   void LookAtFilesOfName(LookWork& work) const;
   void LookAtSource(LookWork& work) const;
-  std::shared_ptr<const PathWatch::Watched> WatchFiles(const Source& source) const;
+  std::shared_ptr<const PathWatch::Watched> WatchFiles(const LookWork& work) const;
   bool IsStillSo(const LookWork& work);
   void FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& work);
   std::shared_ptr<ModelContents> ContentsOf(const std::shared_ptr<const ModelManifest>& manifest);

@@ -17,6 +17,18 @@ install(TARGETS trimsd RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 trims_test(catalogue_test SRCS catalogue_test.cc DEPS trims_worker)
 trims_test(lease_server_test SRCS lease_server_test.cc DEPS trims_worker)
 trims_test(trunk_history_test SRCS trunk_history_test.cc DEPS trims_worker)
+foreach(part adoption contents loaders opens rates registry tiers watchman)
+  trims_test(${part}_test SRCS ${part}_test.cc DEPS trims_worker)
+endforeach()
+trims_test(ledger_test SRCS ledger_test.cc DEPS trims_worker nlohmann_json::nlohmann_json)
+trims_fuzzer(ledger_fuzz SRCS ledger_fuzz.cc DEPS trims_worker
+  CORPUS ${PROJECT_SOURCE_DIR}/fuzz/corpora/ledger)
+# With devices, whose driver says which of them are linked.
+trims_test(residents_test SRCS residents_test.cc
+  DEPS trims_worker nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
+if(TARGET trims_device_tier)
+  trims_use_fake_driver(residents_test)
+endif()
 trims_test(control_calls_test SRCS control_calls_test.cc DEPS trims_worker)
 trims_test(control_streams_test SRCS control_streams_test.cc DEPS trims_worker)
 trims_test(control_views_test SRCS control_views_test.cc DEPS trims_worker)

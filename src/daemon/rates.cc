@@ -1,5 +1,6 @@
 #include "daemon/rates.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/limits.h"
@@ -7,6 +8,12 @@
 #include "daemon/log.h"
 
 namespace trims {
+namespace {
+
+// Thirty years, which is as long as for ever and fits a Duration.
+constexpr std::chrono::duration<double> kReloadCostMax(1e9);
+
+}  // namespace
 
 void Rates::Measure(const std::string& directory) {
   if (!(rho_.read_bytes_per_second > 0))
@@ -43,8 +50,8 @@ void Rates::NoteLoad(uint64_t bytes, Duration took) {
 
 std::optional<Duration> Rates::ReloadCost(uint64_t bytes) const {
   if (!(rho_.read_bytes_per_second > 0)) return std::nullopt;
-  return std::chrono::duration_cast<Duration>(
-      std::chrono::duration<double>(static_cast<double>(bytes) / rho_.read_bytes_per_second));
+  const std::chrono::duration<double> cost(static_cast<double>(bytes) / rho_.read_bytes_per_second);
+  return std::chrono::duration_cast<Duration>(std::min(cost, kReloadCostMax));
 }
 
 }  // namespace trims

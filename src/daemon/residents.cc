@@ -265,10 +265,10 @@ std::shared_ptr<const ResidentExtent> Residents::FindExtent(store::TierIndex tie
   return it == extents_.end() ? nullptr : it->second.extent;
 }
 
-std::shared_ptr<const ResidentExtent> Residents::Adopt(store::TierIndex tier,
-                                                       ResidentExtent extent) {
-  const auto [it, is_new] = extents_.try_emplace({tier, extent.key});
-  if (is_new) it->second.extent = std::make_shared<const ResidentExtent>(std::move(extent));
+std::shared_ptr<const ResidentExtent> Residents::Adopt(
+    store::TierIndex tier, std::shared_ptr<const ResidentExtent> extent) {
+  const auto [it, is_new] = extents_.try_emplace({tier, extent->key});
+  if (is_new) it->second.extent = std::move(extent);
   return it->second.extent;
 }
 

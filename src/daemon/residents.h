@@ -94,7 +94,8 @@ class Residents final {
 
   // What an earlier worker left, until its bytes are verified: then it may be lent. Adopting
   // what is there already changes nothing.
-  std::shared_ptr<const ResidentExtent> Adopt(store::TierIndex tier, ResidentExtent extent);
+  std::shared_ptr<const ResidentExtent> Adopt(store::TierIndex tier,
+                                              std::shared_ptr<const ResidentExtent> extent);
   std::shared_ptr<const ResidentExtent> FindExtent(store::TierIndex tier, const Digest& key) const;
   void SetVerified(store::TierIndex tier, const Digest& key);
   // What is not verified goes, but for `awaited`.

@@ -52,12 +52,15 @@ class TestTrunk final {
     // default's.
     DaemonConfig config;
     std::vector<std::string> devices;  // UUIDs; each gets a fake tier after the host's.
+    Devices* driver = nullptr;         // Borrowed: what is known of those devices beside.
     uint64_t host_bytes = 64 * kMiB;   // Budgets.
     uint64_t device_bytes = 64 * kMiB;
     uint64_t id_base = 1;
     int link = -1;                          // A keeper's, borrowed.
     std::vector<LinkMessage> entries = {};  // What that keeper kept.
     bool has_sidecars = false;
+    std::function<void(FakeTier&)> prepare =
+        nullptr;  // Called with each tier before anything else.
     std::function<void(const std::string& tier)> on_tier_lost = nullptr;
     const TemporaryDirectory* root = nullptr;  // Borrowed; null: one of its own.
   };
@@ -78,12 +81,14 @@ class TestTrunk final {
     made.config = config_;
     made.id_base = options.id_base;
     made.link = options.link;
+    made.devices = options.driver;
     made.on_tier_lost = std::move(options.on_tier_lost);
     std::vector<std::string> names = {"host"};
     for (const std::string& uuid : options.devices) names.push_back(DeviceTierName(uuid));
     for (const std::string& name : names) {
       auto tier = std::make_unique<FakeTier>(name);
       tiers_.push_back(tier.get());
+      if (options.prepare) options.prepare(*tier);
       const uint64_t budget = made.tiers.empty() ? options.host_bytes : options.device_bytes;
       made.tiers.push_back({std::move(tier), budget});
     }
@@ -202,6 +207,36 @@ class TestTrunk final {
     request.uid = kUid;
     request.model = model;
     return request;
+  }
+  // The same of a weights file that the session passes.
+  static OpenRequest Passed(const std::string& path, store::SessionId session = 1) {
+    OpenRequest request = Named("", session);
+    request.file = UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    EXPECT_TRUE(request.file.valid()) << path;
+    return request;
+  }
+  // What comes of an open that is not waited for; for tests that drive the loop.
+  struct Waiting {
+    store::OpenId id = 0;
+    std::vector<OpenResult> answers;
+    std::vector<OpenPhase> phases;  // Those that were told, each once in a row.
+    bool is_answered() const { return !answers.empty(); }
+    const OpenResult& result() const { return answers.at(0); }
+  };
+  std::shared_ptr<const Waiting> Ask(OpenRequest request) {
+    const auto waiting = std::make_shared<Waiting>();
+    waiting->id = registry_->NewOpenId();
+    registry_->Open(
+        waiting->id, std::move(request),
+        [waiting](OpenResult answer) { waiting->answers.push_back(std::move(answer)); },
+        [waiting](OpenPhase phase, uint64_t, uint64_t) {
+          if (waiting->phases.empty() || waiting->phases.back() != phase)
+            waiting->phases.push_back(phase);
+        });
+    return waiting;
+  }
+  bool Answer(const std::shared_ptr<const Waiting>& waiting) {
+    return RunUntil([&] { return waiting->is_answered(); });
   }
   // Asks and waits for the answer.
   OpenResult Open(OpenRequest request) {
