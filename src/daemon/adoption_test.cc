@@ -18,6 +18,7 @@
 
 #include "daemon/ledger.h"
 #include "daemon/log.h"
+#include "daemon/progress_throttle.h"
 #include "daemon/sealed_bytes.h"
 #include "daemon/test_keeper.h"
 #include "daemon/test_trunk.h"
@@ -460,6 +461,9 @@ TEST_F(AdoptionTest, OpensWaitForTheCheckAndNothingIsCopiedFromWhatIsNotChecked)
   EXPECT_FALSE(waiting->is_answered());
   EXPECT_TRUE(registry().is_busy());
   registry().CheckInvariants();
+  // How far it is is told now and then, the first time before anybody asked.
+  const Time asked = Now();
+  trunk_->RunUntil([&] { return Now() - asked > ProgressThrottle::kInterval; });
   trunk_->host().ReleaseChecks();
   trunk_->Answer(waiting);
   ASSERT_TRUE(waiting->result().status.ok()) << waiting->result().status.ToString();

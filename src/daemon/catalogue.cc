@@ -80,7 +80,7 @@ Result<CatalogueEntry> Catalogue::Find(const std::string& name) const {
   Result<std::string> path = format::FindModelDirectory(base_dir_, name);
   if (path.ok()) {
     CatalogueEntry entry{name, *std::move(path), false};
-    for (const std::string& directory : format::ModelDirectoryNames(name)) {
+    for (const std::string& directory : ModelDirectoryNames(name)) {
       if (entry.path.ends_with("/" + directory)) break;
       entry.passed_over.push_back(base_dir_ + "/" + directory);
     }

@@ -28,7 +28,8 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // How many descriptors of this process lead to the file, be it deleted meanwhile.
-size_t DescriptorsOf(const std::string& path) {
+size_t DescriptorsOf(const std::string& given) {
+  const std::string path = fs::path(given).lexically_normal();
   size_t count = 0;
   for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {
     std::error_code gone;

@@ -3,9 +3,12 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -136,7 +139,9 @@ TEST(ReplicaEntryTest, FitsTheLinkWhateverIsInIt) {
       ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
       EXPECT_EQ(parsed->proved_uids, entry.proved_uids);
       EXPECT_EQ(parsed->generation, entry.generation);
-      if (length == 10) EXPECT_EQ(parsed->names.size(), kMaxLedgerNames);
+      if (length == 10) {
+        EXPECT_EQ(parsed->names.size(), kMaxLedgerNames);
+      }
     }
   }
 }
@@ -273,8 +278,10 @@ TEST(LedgerTest, WhatIsPutIsThereUntilItIsReplacedOrDropped) {
       {kRhoLedgerKey, Entry{"some text", false}}};
   EXPECT_EQ(keeper.Ledger(), all);
   for (const LinkMessage& entry : keeper.EntriesForNextWorker()) {
-    if (entry.key == extent_key) EXPECT_EQ(TextOf(entry.fd), "the extent");
-    if (entry.key == replica_key) EXPECT_EQ(TextOf(entry.fd), "the manifest");
+    const std::string text = entry.fd.valid() ? TextOf(entry.fd) : "";
+    EXPECT_EQ(text, entry.key == extent_key    ? "the extent"
+                    : entry.key == replica_key ? "the manifest"
+                                               : "");
   }
   // Lent for the call only.
   EXPECT_EQ(TextOf(extent.fd), "the extent");

@@ -394,7 +394,7 @@ TEST_F(ResidentsTest, WrongBytesInASharedExtentAreLoadedAgainForBoth) {
   EXPECT_NE(ExtentOf(new_a, shared), ExtentOf(a, shared));
   // The good extents are not loaded again.
   for (const auto& extent : a.lent->extents) {
-    if (extent->key != shared) EXPECT_EQ(ExtentOf(new_a, extent->key), extent);
+    EXPECT_EQ(ExtentOf(new_a, extent->key) == extent, extent->key != shared);
   }
   Close(a);
   Close(b);

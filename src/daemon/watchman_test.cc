@@ -83,7 +83,7 @@ class WatchmanTest : public ::testing::Test {
     registry().Verify(replica, std::move(control), [this, done, replica](Status status) {
       EXPECT_FALSE(done->has_value()) << "told twice";
       // Before anybody is told, nothing wrong is lent any more.
-      if (status.code() == StatusCode::kDataLoss) EXPECT_FALSE(IsReady(replica));
+      EXPECT_FALSE(status.code() == StatusCode::kDataLoss && IsReady(replica));
       *done = std::move(status);
     });
     return done;
