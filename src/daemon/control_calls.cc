@@ -387,7 +387,7 @@ Status ControlCalls::Remove(const v1::RemoveRequest& request, v1::RemoveResponse
   Snapshot snapshot;
   Eviction eviction;
   RETURN_IF_ERROR(OnReactor("look before remove", [&] {
-    snapshot = LookAt(*registry_, sessions_, look);
+    LookAt(*registry_, sessions_, look, &snapshot);
     if (!request.force()) eviction = Foresee(own_digests(), std::nullopt);
     return OkStatus();
   }));

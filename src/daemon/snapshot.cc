@@ -46,10 +46,10 @@ std::span<const store::ReplicaSummary> Snapshot::ReplicasOf(const Digest& digest
   return {first, last};
 }
 
-Snapshot LookAt(const Registry& registry, const SessionTable& sessions,
-                const SnapshotRequest& request) {
+void LookAt(const Registry& registry, const SessionTable& sessions, const SnapshotRequest& request,
+            Snapshot* out) {
   const store::Store& store = registry.store();
-  Snapshot snapshot;
+  Snapshot& snapshot = *out;
   snapshot.taken = Moment::Current();
   for (const store::TierConfig& tier : store.config().tiers)
     snapshot.tier_names.push_back(tier.name);
@@ -93,7 +93,6 @@ Snapshot LookAt(const Registry& registry, const SessionTable& sessions,
   snapshot.loads_running = registry.loads_running();
   snapshot.counters = registry.counters();
   snapshot.rho = registry.rho();
-  return snapshot;
 }
 
 void LookAtTiers(const Registry& registry, Snapshot* snapshot) {
@@ -107,8 +106,19 @@ void LookAtTiers(const Registry& registry, Snapshot* snapshot) {
 Result<Snapshot> TakeSnapshot(Reactor* reactor, const Registry* registry,
                               const SessionTable& sessions, const SnapshotRequest& request) {
   Snapshot snapshot;
+  if (request.with_leases && !request.only_these) {
+    // Fresh memory costs more than what is written there: this thread takes it, and touches
+    // it. A few more leases than there are now may come until the pass.
+    size_t leases = 0;
+    RETURN_IF_ERROR(CallOnReactor(reactor, "leases to come", [&] {
+      leases = registry->store().lease_count();
+      return OkStatus();
+    }));
+    snapshot.leases.resize(leases + leases / 8 + 64);
+    snapshot.leases.clear();
+  }
   RETURN_IF_ERROR(CallOnReactor(reactor, "snapshot", [&] {
-    snapshot = LookAt(*registry, sessions, request);
+    LookAt(*registry, sessions, request, &snapshot);
     return OkStatus();
   }));
   if (request.with_tiers) {

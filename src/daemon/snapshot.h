@@ -97,8 +97,10 @@ struct Snapshot {
 
 // The pass: on the reactor's thread. Without peers and tiers, and without order, which Sort
 // brings on any thread.
-Snapshot LookAt(const Registry& registry, const SessionTable& sessions,
-                const SnapshotRequest& request);
+// `snapshot` is empty; what its vectors have reserved is not asked of the system
+// while the reactor waits.
+void LookAt(const Registry& registry, const SessionTable& sessions, const SnapshotRequest& request,
+            Snapshot* snapshot);
 
 void LookAtTiers(const Registry& registry, Snapshot* snapshot);
 

@@ -33,7 +33,9 @@ void Store::State::CheckInvariants() const {
   std::map<uint32_t, User> recounted;
   std::set<uint64_t> generations;
 
-  for (const auto& [id, lease] : leases) {
+  for (const Lease& lease : leases) {
+    const LeaseId id = lease.id;
+    REQUIRE(leases.Find(id) == &lease, "a lease is in another's place", lease.replica);
     ++lease_counts[lease.replica];
     const auto session = sessions.find(lease.session);
     REQUIRE(session != sessions.end() && session->second.leases.contains(id),

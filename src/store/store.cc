@@ -134,11 +134,12 @@ void Store::State::Unhold(uint32_t uid, const Replica& replica, bool was_waiting
 
 void Store::State::Grant(const Waiter& waiter, Replica& replica, bool loaded) {
   const LeaseId id = next_lease++;
-  leases.emplace(id, Lease{.session = waiter.session,
-                           .uid = waiter.uid,
-                           .is_admin = waiter.is_admin,
-                           .replica = &replica,
-                           .since = now});
+  leases.Insert({.id = id,
+                 .session = waiter.session,
+                 .uid = waiter.uid,
+                 .is_admin = waiter.is_admin,
+                 .replica = &replica,
+                 .since = now});
   sessions[waiter.session].leases.insert(id);
   Hold(waiter.uid, replica, /*is_waiting=*/false);
   ClearExpiry(replica);
@@ -323,14 +324,15 @@ void Store::State::On(const OpenCancelled& event) {
   CancelWaiter(event.open, CancelledError("the open was cancelled"));
 }
 
-void Store::State::EndLease(LeaseId id, const Lease& lease) {
+void Store::State::EndLease(const Lease& lease) {
+  const LeaseId id = lease.id;
   Replica& replica = *lease.replica;
   const auto session = sessions.find(lease.session);
   session->second.leases.erase(id);
   if (session->second.leases.empty() && session->second.waiting.empty()) sessions.erase(session);
   const uint32_t uid = lease.uid;
   Unhold(uid, replica, /*was_waiting=*/false);
-  leases.erase(id);  // `lease` ends here.
+  leases.Erase(id);  // `lease` ends here.
   --replica.leases;
   Say(Notify::Kind::kReleased, replica, {}, uid);
   if (replica.leases > 0) return;
@@ -343,10 +345,10 @@ void Store::State::EndLease(LeaseId id, const Lease& lease) {
 }
 
 void Store::State::On(const LeaseClosed& event) {
-  const auto it = leases.find(event.lease);
+  const Lease* const found = leases.Find(event.lease);
   // Closed before, or never was, or somebody else's: nothing to do, by any count.
-  if (it == leases.end() || it->second.session != event.session) return;
-  const Lease& lease = it->second;
+  if (found == nullptr || found->session != event.session) return;
+  const Lease& lease = *found;
   if (event.peak_internal_bytes > 0) {
     Model& model = *lease.replica->model;
     const TierIndex tier = lease.replica->key.tier;
@@ -362,7 +364,7 @@ void Store::State::On(const LeaseClosed& event) {
     }
     raise(model.highest_peaks[tier]);
   }
-  EndLease(it->first, lease);
+  EndLease(lease);
 }
 
 void Store::State::On(const SessionEnded& event) {
@@ -372,7 +374,7 @@ void Store::State::On(const SessionEnded& event) {
   const std::vector<OpenId> opens = Sorted(it->second.waiting);
   const std::vector<LeaseId> held = Sorted(it->second.leases);
   for (OpenId open : opens) CancelWaiter(open, CancelledError("the session ended"));
-  for (LeaseId lease : held) EndLease(lease, leases.find(lease)->second);
+  for (LeaseId lease : held) EndLease(*leases.Find(lease));
 }
 
 // --- Loading -----------------------------------------------------------------
@@ -1071,8 +1073,8 @@ std::optional<bool> Store::IsPublic(const Digest& model) const {
 }
 
 bool Store::HasLease(SessionId session, LeaseId lease) const {
-  const auto it = state_->leases.find(lease);
-  return it != state_->leases.end() && it->second.session == session;
+  const Lease* const found = state_->leases.Find(lease);
+  return found != nullptr && found->session == session;
 }
 
 const Config& Store::config() const { return state_->config; }

@@ -102,11 +102,11 @@ std::vector<EvictResult::Kept> Store::State::WhyKept(const std::vector<const Rep
     any_leased = any_leased || replica->leases > 0;
   }
   if (!any_leased) return kept;
-  for (const auto& [id, lease] : leases) {
+  for (const Lease& lease : leases) {
     const auto it = std::find(stay.begin(), stay.end(), lease.replica);
     if (it == stay.end()) continue;
     kept[static_cast<size_t>(it - stay.begin())].holders.push_back(
-        {.lease = id, .session = lease.session, .uid = lease.uid});
+        {.lease = lease.id, .session = lease.session, .uid = lease.uid});
   }
   for (EvictResult::Kept& one : kept) {
     std::sort(one.holders.begin(), one.holders.end(),
@@ -164,8 +164,8 @@ void Store::ForEachReplica(const std::function<void(const ReplicaSummary&)>& fn)
 }
 
 void Store::ForEachLease(const std::function<void(const LeaseView&)>& fn) const {
-  for (const auto& [id, lease] : state_->leases) {
-    fn({.lease = id,
+  for (const Lease& lease : state_->leases) {
+    fn({.lease = lease.id,
         .session = lease.session,
         .uid = lease.uid,
         .replica = lease.replica->key,
