@@ -55,7 +55,7 @@ TEST_F(WatchTest, EventsThatWereDroppedAreCounted) {
 
 TEST_F(WatchTest, EventsWithoutANameShowTheDigestAndCanNotWriteOverTheScreen) {
   StartDaemon();
-  auto process = Spawn({"watch", "vgg16"});
+  auto process = Spawn({"watch"});
   backend_.WaitForRunning(1);
   v1::Event event;
   event.set_kind(v1::EVENT_KIND_EVICTED);
