@@ -67,6 +67,21 @@ TEST_F(WatchTest, EventsWithoutANameShowTheDigestAndCanNotWriteOverTheScreen) {
   EXPECT_THAT(process->Wait().out, EndsWith("evicted      aaaaaaaaaaaa  a?[2Jb\n"));
 }
 
+TEST_F(WatchTest, OnlyEventsOfTheModelThatWasNamedAreShown) {
+  StartDaemon();
+  auto process = Spawn({"watch", "vgg16"});
+  backend_.WaitForRunning(1);
+  v1::Event event;
+  event.set_kind(v1::EVENT_KIND_EVICTED);
+  for (const char* model : {"lenet:1", "vgg16"}) {
+    event.set_model(model);
+    backend_.Publish(event);
+  }
+  process->WaitForOutput("\n");
+  StopDaemon();
+  EXPECT_THAT(process->Wait().out, AllOf(EndsWith("  vgg16\n"), Not(HasSubstr("lenet:1"))));
+}
+
 TEST_F(WatchTest, WrongDigestsAreRefusedBeforeAsking) {
   StartDaemon();
   EXPECT_EQ(Run({"watch", "sha256:xyz"}).code, 2);
