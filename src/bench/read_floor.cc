@@ -13,10 +13,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "bench/parallel.h"
 
@@ -71,7 +71,7 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
   if (::fstat(readers[0].fd.get(), &found) != 0) return ErrnoStatus(errno, "stat of " + path);
   const auto bytes = static_cast<uint64_t>(found.st_size);
   std::atomic<uint64_t> next{0};
-  std::mutex mu;
+  Mutex mu;
   Status status;
   const double seconds = InParallel(threads, [&](unsigned i) {
     while (true) {
@@ -92,7 +92,7 @@ Result<double> MeasureRead(const std::string& path, ReadKind kind, unsigned thre
         }
       }
       if (failed.ok()) continue;
-      const std::lock_guard lock(mu);
+      const MutexLock lock(mu);
       status = failed;
       next = bytes;
     }

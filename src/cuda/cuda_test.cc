@@ -8,16 +8,15 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <filesystem>
 #include <fstream>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/limits.h"
+#include "base/mutex.h"
 #include "cuda/device.h"
 #include "cuda/driver.h"
 #include "cuda/error.h"
@@ -534,16 +533,16 @@ TEST_F(CudaContextTest, EventOrdersStreams) {
 
 // Blocks the stream that runs it until it is opened.
 struct Gate {
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool open = false;
+  Mutex mutex;
+  CondVar changed;
+  bool open TRIMS_GUARDED_BY(mutex) = false;
 };
 
 int WaitAtGate(void** parameters, const fake_cuda_launch*) {
   Gate* gate = nullptr;
   std::memcpy(&gate, parameters[0], sizeof gate);
-  std::unique_lock lock(gate->mutex);
-  gate->changed.wait(lock, [gate] { return gate->open; });
+  const MutexLock lock(gate->mutex);
+  while (!gate->open) gate->changed.Wait(gate->mutex);
   return 0;
 }
 
@@ -568,9 +567,9 @@ TEST_F(CudaContextTest, QueuedWorkIsNotWaitedFor) {
   EXPECT_OK(second.Fill(there.pointer(), 1, kUnit));
   EXPECT_OK(second.Synchronize());
   {
-    const std::lock_guard lock(gate.mutex);
+    const MutexLock lock(gate.mutex);
     gate.open = true;
-    gate.changed.notify_all();
+    gate.changed.NotifyAll();
   }
   EXPECT_OK(stream_.Synchronize());
   EXPECT_TRUE(Must(passed.Done()));

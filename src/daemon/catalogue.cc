@@ -12,6 +12,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/files.h"
 #include "base/unique_fd.h"
 #include "format/model_files.h"
 
@@ -34,16 +35,6 @@ Result<std::optional<std::string>> ReadIfThere(const std::string& path) {
     if (n == 0) return std::optional(std::move(text));
     text.append(buffer.data(), static_cast<size_t>(n));
   }
-}
-
-Status WriteAndSync(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t n = ::write(fd, text.data(), text.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "writing");
-    text.remove_prefix(static_cast<size_t>(n));
-  }
-  return ::fsync(fd) == 0 ? OkStatus() : ErrnoStatus(errno, "syncing");
 }
 
 }  // namespace
@@ -144,8 +135,7 @@ std::vector<CatalogueEntry> Catalogue::List() const {
   return list;
 }
 
-// Temporary file, fsync, rename, fsync of the directory: a crash leaves the old
-// or the new catalogue, never half of one.
+// A crash leaves the old or the new catalogue, never half of one.
 Status Catalogue::Write(const std::map<std::string, std::string>& entries) const {
   nlohmann::json json;
   json["models"] = nlohmann::json::object();
@@ -156,21 +146,17 @@ Status Catalogue::Write(const std::map<std::string, std::string>& entries) const
   } catch (const nlohmann::json::type_error&) {
     return InvalidArgumentError("the path of a registered model must be UTF-8");
   }
-  const std::string temporary = file_ + ".tmp";
-  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!fd.valid()) return ErrnoStatus(errno, "creating " + temporary);
-  Status written = WriteAndSync(fd.get(), text);
-  if (written.ok() && ::rename(temporary.c_str(), file_.c_str()) != 0)
-    written = ErrnoStatus(errno, "renaming");
-  if (!written.ok()) {
-    ::unlink(temporary.c_str());
-    return Status(written.code(), "replacing " + file_ + ": " + written.message());
-  }
-  UniqueFd directory(::open(std::filesystem::path(file_).parent_path().c_str(),
-                            O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!directory.valid() || ::fsync(directory.get()) != 0)
-    return ErrnoStatus(errno, "syncing the state directory");
-  return OkStatus();
+  const std::filesystem::path path(file_);
+  const std::string directory_name = path.parent_path().string();
+  const NewFile file{
+      .name = path.filename(), .temporary = path.filename().string() + ".tmp", .mode = 0600};
+  const UniqueFd directory(::open(directory_name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid()) return ErrnoStatus(errno, "replacing " + file_);
+  // One that a crash left there; only one process has this directory.
+  ::unlinkat(directory.get(), file.temporary.c_str(), 0);
+  const Status written = ReplaceFileAt(directory.get(), directory_name, file, text);
+  if (written.ok()) return written;
+  return Status(written.code(), "replacing " + file_ + ": " + written.message());
 }
 
 }  // namespace trims

@@ -6,14 +6,13 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
-#include <condition_variable>
 #include <map>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "daemon/ledger_link.h"
 
@@ -45,7 +44,7 @@ class TestKeeper final {
   // The ledger, with everything that has been sent so far.
   std::map<std::string, Entry> Ledger() {
     Sync();
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::map<std::string, Entry> ledger;
     for (const auto& [key, message] : ledger_) ledger[key] = {message.body, message.fd.valid()};
     return ledger;
@@ -53,7 +52,7 @@ class TestKeeper final {
   // As the next worker gets it: copies of the descriptors.
   std::vector<LinkMessage> EntriesForNextWorker() {
     Sync();
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::vector<LinkMessage> entries;
     for (const auto& [key, message] : ledger_) {
       LinkMessage& entry = entries.emplace_back();
@@ -71,18 +70,18 @@ class TestKeeper final {
   void Sync() {
     const uint64_t number = ++syncs_;
     EXPECT_TRUE(SendLink(link(), LinkType::kPut, kSync, std::to_string(number)).ok());
-    std::unique_lock lock(mutex_);
-    synced_.wait(lock, [&] { return last_sync_ >= number; });
+    const MutexLock lock(mutex_);
+    while (last_sync_ < number) synced_.Wait(mutex_);
   }
 
   void Take() {
     for (;;) {
       Result<LinkMessage> message = ReceiveLink(own_end_.get());
       if (!message.ok()) return;
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       if (message->key == kSync) {
         last_sync_ = std::stoull(message->body);
-        synced_.notify_all();
+        synced_.NotifyAll();
       } else if (message->type == LinkType::kDrop) {
         ledger_.erase(message->key);
       } else {
@@ -95,10 +94,10 @@ class TestKeeper final {
   UniqueFd worker_end_, own_end_;
   std::thread thread_;
   uint64_t syncs_ = 0;
-  std::mutex mutex_;
-  std::condition_variable synced_;
-  uint64_t last_sync_ = 0;                     // Guarded by mutex_.
-  std::map<std::string, LinkMessage> ledger_;  // Guarded by mutex_.
+  Mutex mutex_;
+  CondVar synced_;
+  uint64_t last_sync_ TRIMS_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, LinkMessage> ledger_ TRIMS_GUARDED_BY(mutex_);
 };
 
 }  // namespace trims

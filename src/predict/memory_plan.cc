@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/round.h"
+
 namespace trims::predict {
 namespace {
 
 // Places the lifetimes in the given order, each at the lowest offset where it fits.
 MemoryPlan Place(std::span<const Lifetime> lifetimes, std::span<const uint32_t> order) {
-  const auto rounded = [&](uint32_t i) {
-    return (lifetimes[i].bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  };
+  const auto rounded = [&](uint32_t i) { return RoundUp(lifetimes[i].bytes, kArenaAlignment); };
   MemoryPlan plan;
   plan.offsets.assign(lifetimes.size(), 0);
   std::vector<uint32_t> placed;  // Sorted by offset.

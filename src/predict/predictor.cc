@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/limits.h"
+#include "base/round.h"
 #include "format/mxnet_symbol.h"
 
 namespace trims::predict {
@@ -93,8 +94,7 @@ Status Predictor::Bind() {
       continue;
     }
     conversions.push_back({i, weight, elements, converted_bytes});
-    converted_bytes +=
-        (FloatBytes(shape) + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
+    converted_bytes += RoundUp(FloatBytes(shape), kTensorAlignment);
   }
   if (missing_count > 0) {
     if (missing_count > 20) missing += " and " + std::to_string(missing_count - 20) + " more";

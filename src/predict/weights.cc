@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/limits.h"
+#include "base/round.h"
 #include "base/unique_fd.h"
 #include "format/model_files.h"
 
@@ -111,9 +112,7 @@ Status ConvertToFloat(DType dtype, const std::byte* bytes, size_t count, float* 
 Status FileWeights::Add(const format::ByteSource& source) {
   ASSIGN_OR_RETURN(const format::FileIndex index, format::ParseModelFile(source));
   uint64_t total = 0;
-  const auto aligned = [](uint64_t bytes) {
-    return (bytes + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment;
-  };
+  const auto aligned = [](uint64_t bytes) { return RoundUp(bytes, kTensorAlignment); };
   for (const format::TensorEntry& entry : index.tensors) total += aligned(entry.size_bytes);
   ASSIGN_OR_RETURN(AnonymousMemory memory, AnonymousMemory::Allocate(total, "weights"));
   std::byte* next = memory.data();

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "base/round.h"
 #include "predict/op/shape.h"
 
 namespace trims::predict {
@@ -33,8 +34,6 @@ inline void BindConst(dnnl::memory& memory, const void* address) {
 }
 
 inline constexpr uint64_t kScratchAlignment = 64;
-inline uint64_t AlignScratch(uint64_t bytes) {
-  return (bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
-}
+inline uint64_t AlignScratch(uint64_t bytes) { return RoundUp(bytes, kScratchAlignment); }
 
 }  // namespace trims::predict
