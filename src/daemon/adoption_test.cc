@@ -314,6 +314,25 @@ TEST_F(AdoptionTest, AReplicaIsDroppedWhoseManifestIsNotItsOwn) {
   }
 }
 
+// Though all that the other one needs is there.
+TEST_F(AdoptionTest, TheManifestOfAnotherModelMakesNeitherResident) {
+  trunk_->AddModel("a");
+  trunk_->AddModel("b");
+  const OpenResult a = Open("a"), b = Open("b");
+  ASSERT_TRUE(SendLink(keeper_.link(), LinkType::kDrop, KeyOf(b), "").ok());
+  Restart([&](TestTrunk::Options& options) {
+    const std::string bytes = SerializeManifest(*b.lent->manifest);
+    LinkMessage& entry = EntryOf(options, KeyOf(a));
+    entry.fd = Sealed(bytes);
+    ReplicaEntry changed = ParseReplicaEntry(entry.body).value();
+    changed.manifest_bytes = bytes.size();
+    entry.body = EncodeReplicaEntry(changed);
+  });
+  trunk_->Settle();
+  EXPECT_THAT(store().Replicas(), IsEmpty());
+  EXPECT_THAT(keeper_.Ledger(), IsEmpty());
+}
+
 TEST_F(AdoptionTest, LayoutsOfAnotherSlabSizeAreNotAdopted) {
   trunk_->AddModel("a");
   const OpenResult before = Open("a", Granularity::kSlab);

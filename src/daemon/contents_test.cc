@@ -383,6 +383,7 @@ TEST_F(ContentsTest, AForgottenNameIsHiddenAtOnceAndItsFilesAreClosed) {
   EXPECT_FALSE(contents_->DigestOfName("a").has_value());
   EXPECT_EQ(contents_->FilesOf(*contents).source, nullptr);
   looked_.clear();
+  Finish(loaders_->named);  // Which may still have been at the end of its look.
   Finish(loaders_->files);
   EXPECT_EQ(DescriptorsOf(path), 0u);
 }
