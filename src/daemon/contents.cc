@@ -15,8 +15,12 @@ namespace {
 
 // Contents kept beyond those that are resident or named.
 constexpr size_t kIdleContentsMax = 1024;
-// Looks at one name while what it stands for goes on changing.
-constexpr int kLookRoundsMax = 8;
+// Passed files whose contents are known without a look.
+constexpr size_t kKnownFilesMax = 4096;
+// Names of one model that are known at a time.
+constexpr size_t kNamesPerModelMax = 64;
+// Looks for one answer while what the name stands for seems to change.
+constexpr int kLookRoundsMax = 3;
 // Between two times that reports of changed files wake the loop.
 constexpr Duration kReportPause = std::chrono::milliseconds(100);
 
@@ -150,17 +154,29 @@ void Contents::OnFilesChanged() {
 // A name whose files are gone or others stands for nothing until it is looked at again.
 void Contents::CheckInBackground(const std::string& name, NameRecord& record) {
   record.is_checking = true;
-  loaders_->files.Run([this, name, source = record.readable.source]() mutable {
-    const bool is_current = source->StillCurrent();
-    const Source* const checked = source.get();
-    source.reset();
-    reactor_->Post("files checked", [this, name, checked, is_current] {
-      const auto it = names_.find(name);
-      if (it == names_.end() || it->second.readable.source.get() != checked) return;
-      it->second.is_checking = false;
-      it->second.checked_at = Now();
-      if (!is_current) ForgetName(name);
-    });
+  const bool was_changed = record.watched->changed();
+  loaders_->files.Run(
+      [this, name, number = record.number, was_changed, source = record.readable.source]() mutable {
+        CheckOnFilesThread(name, number, was_changed, std::move(source));
+      });
+}
+
+void Contents::CheckOnFilesThread(const std::string& name, uint64_t number, bool was_changed,
+                                  std::shared_ptr<const Source> source) {
+  const bool is_current = source->StillCurrent();
+  source.reset();
+  reactor_->Post("files checked", [this, name, number, was_changed, is_current] {
+    const auto it = names_.find(name);
+    if (it == names_.end() || it->second.number != number) return;
+    NameRecord& record = it->second;
+    record.is_checking = false;
+    record.checked_at = Now();
+    if (!is_current) return ForgetName(name);
+    if (record.watched == nullptr || !record.watched->changed()) return;
+    // A report that came while it was checked calls for another check. One from before does
+    // not: the files are what they were, and the next open looks and watches again.
+    if (!was_changed) return CheckInBackground(name, record);
+    LetGo(nullptr, std::exchange(record.watched, nullptr));
   });
 }
 
@@ -201,6 +217,7 @@ std::vector<NamedFiles> Contents::NamesOf(const ModelContents& contents) const {
 void Contents::SetName(NameRecord record) {
   const std::string name = record.named.name;
   const std::shared_ptr<ModelContents> contents = record.contents;
+  record.number = ++last_record_;
   std::shared_ptr<ModelContents> before;
   bool is_same = false;
   if (const auto it = names_.find(name); it != names_.end()) {
@@ -216,6 +233,9 @@ void Contents::SetName(NameRecord record) {
   contents->names.push_back(name);
   if (before != nullptr && before != contents) on_names_changed_(before);
   on_names_changed_(contents);
+  // A directory has as many spellings as anybody cares to make up. The model stays public by
+  // those that are left, and one that is forgotten is looked at again when it is used.
+  if (contents->names.size() > kNamesPerModelMax) ForgetName(contents->names.front());
 }
 
 void Contents::RemoveName(ModelContents& contents, const std::string& name) {
@@ -241,7 +261,7 @@ void Contents::ForgetName(const std::string& name) {
 void Contents::LetGo(std::shared_ptr<const Source> source,
                      std::shared_ptr<const PathWatch::Watched> watched) {
   if (source == nullptr && watched == nullptr) return;
-  loaders_->files.Run([source = std::move(source), watched = std::move(watched)]() mutable {
+  loaders_->closing.Run([source = std::move(source), watched = std::move(watched)]() mutable {
     source.reset();
     watched.reset();
   });
@@ -438,8 +458,11 @@ std::shared_ptr<const PathWatch::Watched> Contents::WatchFiles(const LookWork& w
 // As far as the kernel and the catalogue have told.
 bool Contents::IsStillSo(const LookWork& work) {
   if (watch_ != nullptr) (void)watch_->Drain();
-  return work.catalogue_version == catalogue_->version() &&
-         (work.watched == nullptr || !work.watched->changed());
+  return IsListedStill(work) && (work.watched == nullptr || !work.watched->changed());
+}
+
+bool Contents::IsListedStill(const LookWork& work) const {
+  return work.catalogue_version == catalogue_->version();
 }
 
 void Contents::FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& work) {
@@ -453,13 +476,23 @@ void Contents::FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& w
       loaders_->named.Run([this, key, work] { LookOnLoaderThread(key, work); });
       return;
     }
-    work->known_is_past = true;
-    work->status = AbortedError("what \"" + work->name +
-                                "\" stands for goes on changing; open it again when it does not");
+    if (!IsListedStill(*work)) {
+      work->known_is_past = true;
+      work->status = AbortedError("the catalogue goes on changing: open \"" + work->name +
+                                  "\" again when it does not");
+    }
+    // Reports that do not end, which others can cause for whatever lies below a directory that
+    // they may write, or by their number for everything, are no proof of a change. The look is:
+    // it holds for whoever asked before it, and the next open looks again.
+    LetGo(nullptr, std::exchange(work->watched, nullptr));
   }
   looks_.erase(it);
   if (!work->status.ok()) {
-    if (!work->name.empty() && work->known_is_past) ForgetName(work->name);
+    const auto named = names_.find(work->name);
+    // What an earlier worker left says nothing against what has been looked at since.
+    const bool is_newer = named != names_.end() && work->adopted != nullptr &&
+                          named->second.readable.source != nullptr;
+    if (named != names_.end() && work->known_is_past && !is_newer) ForgetName(work->name);
     const bool is_too_large =
         work->status.code() == StatusCode::kResourceExhausted && work->readable.source != nullptr;
     on_looked_(key, {.found = work->status,
@@ -473,8 +506,11 @@ void Contents::FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& w
   }
   Found found{ContentsOf(work->readable.manifest), work->readable.manifest};
   if (work->name.empty()) {
-    if (!work->readable.source->has_forgeable_identity())
+    if (!work->readable.source->has_forgeable_identity()) {
+      // Forgetting them is safe: they are looked at again.
+      if (manifests_by_files_.size() >= kKnownFilesMax) manifests_by_files_.clear();
       manifests_by_files_[work->readable.source->Identities()] = found.manifest;
+    }
   } else {
     NameRecord record;
     record.named = {work->name, work->path, work->readable.source->directory()};

@@ -158,6 +158,7 @@ class Contents final {
     std::shared_ptr<ModelContents> contents;
     Time checked_at{};
     bool is_checking = false;
+    uint64_t number = 0;  // Never used twice.
   };
   struct Look {
     std::shared_ptr<LoadControl> control = std::make_shared<LoadControl>();
@@ -172,6 +173,7 @@ class Contents final {
   void LookAtSource(LookWork& work) const;
   std::shared_ptr<const PathWatch::Watched> WatchFiles(const LookWork& work) const;
   bool IsStillSo(const LookWork& work);
+  bool IsListedStill(const LookWork& work) const;
   void FinishLook(const LookKey& key, const std::shared_ptr<LookWork>& work);
   std::shared_ptr<ModelContents> ContentsOf(const std::shared_ptr<const ModelManifest>& manifest);
   void SetName(NameRecord record);
@@ -182,6 +184,8 @@ class Contents final {
   void OnFilesReported();
   void OnFilesChanged();
   void CheckInBackground(const std::string& name, NameRecord& record);
+  void CheckOnFilesThread(const std::string& name, uint64_t number, bool was_changed,
+                          std::shared_ptr<const Source> source);
   void DropIdle();
 
   Reactor* const reactor_;
@@ -203,6 +207,7 @@ class Contents final {
   std::map<std::vector<FileIdentity>, std::shared_ptr<const ModelManifest>> manifests_by_files_;
   std::unordered_map<LookKey, Look> looks_;
   size_t drop_idle_at_;
+  uint64_t last_record_ = 0;
 };
 
 // The same text for a model that does not exist and one that the asker may not know of.

@@ -8,7 +8,7 @@ trims_library(trims_control SRCS control_requests.cc control_server.cc
   PRIVATE_DEPS gRPC::grpc++_reflection)
 
 trims_test(control_server_test SRCS control_server_test.cc
-  DEPS trims_control trims_control_proto gRPC::grpc++)
+  DEPS trims_control trims_control_proto trims_format gRPC::grpc++)
 if(TARGET control_server_test)
   # gRPC is not compiled with the sanitizer and would seem to race with itself.
   set_tests_properties(control_server_test PROPERTIES
@@ -17,4 +17,4 @@ endif()
 trims_test(control_status_test SRCS control_status_test.cc DEPS trims_control_status)
 trims_test(control_requests_test SRCS control_requests_test.cc DEPS trims_control trims_control_proto)
 trims_test(fake_control_backend_test SRCS fake_control_backend_test.cc
-  DEPS trims_control trims_control_proto)
+  DEPS trims_control trims_control_proto trims_format)

@@ -373,14 +373,14 @@ Status ControlCalls::Remove(const v1::RemoveRequest& request, v1::RemoveResponse
   Catalogue& catalogue = registry_->catalogue();
   const Result<CatalogueEntry> entry = catalogue.Find(name);
   if (!entry.ok() || !entry->registered) return catalogue.Remove(name);  // Says why not.
-  const std::vector<CatalogueEntry> all = catalogue.List();
   // What no other name leads to.
   const auto own_digests = [&] {
     std::vector<Digest> digests = DigestsUnder(name, /*or_label=*/false);
-    for (const CatalogueEntry& other : all) {
-      if (other.name == name) continue;
-      if (const auto digest = registry_->DigestOfName(other.name)) std::erase(digests, *digest);
-    }
+    std::erase_if(digests, [&](const Digest& digest) {
+      const auto contents = registry_->FindContents(digest);
+      return contents != nullptr && std::any_of(contents->names.begin(), contents->names.end(),
+                                                [&](const auto& other) { return other != name; });
+    });
     return digests;
   };
   SnapshotRequest look{.names = {name}, .only_these = true};

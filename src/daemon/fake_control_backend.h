@@ -23,6 +23,7 @@
 #include "base/mutex.h"
 #include "daemon/control_backend.h"
 #include "daemon/control_requests.h"
+#include "format/model_name.h"
 #include "trims/v1/control.pb.h"
 
 namespace trims {
@@ -434,19 +435,7 @@ class FakeControlBackend final : public ControlBackend {
     return NotFoundError("no model named " + name);
   }
 
-  // As the daemon's ParseModelReference, roughly: what it would never take is not taken.
-  static Status CheckName(const std::string& name) {
-    const bool is_digest = name.starts_with("@");
-    const auto is_odd = [](char c) {
-      return std::isalnum(static_cast<unsigned char>(c)) == 0 &&
-             std::string_view("._-/: ").find(c) == std::string_view::npos;
-    };
-    if (name.empty() || name.size() > 512 || name == ".." ||
-        std::count(name.begin(), name.end(), '/') > 1 ||
-        (is_digest ? name.size() != 72 : std::any_of(name.begin(), name.end(), is_odd)))
-      return InvalidArgumentError("\"" + name + "\" is no model name");
-    return OkStatus();
-  }
+  static Status CheckName(const std::string& name) { return ParseModelReference(name).status(); }
 
   static void MakeResidentLocked(FakeModel& model, const std::string& tier) {
     v1::ReplicaView* replica = model.view.add_replicas();

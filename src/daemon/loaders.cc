@@ -34,7 +34,8 @@ Loaders::Loaders(int threads, const std::vector<store::TierIndex>& device_tiers)
       passed("trims-load-fd", threads),
       foreign("trims-load-fuse", threads),
       background("trims-load-bg", 1),
-      files("trims-files", 1) {
+      files("trims-files", 1),
+      closing("trims-close", 1) {
   for (const store::TierIndex tier : device_tiers) {
     if (devices_.size() <= tier) devices_.resize(tier + 1);
     devices_[tier] = std::make_unique<DeviceLoaders>();

@@ -57,7 +57,8 @@ class Loaders final {
   LoaderPool passed;      // Files that clients pass.
   LoaderPool foreign;     // The same on file systems that a user serves (FUSE).
   LoaderPool background;  // Loads and measurements that nobody waits for.
-  LoaderPool files;       // Second looks at named files, and letting go of them.
+  LoaderPool files;       // Second looks at named files that are watched.
+  LoaderPool closing;     // Letting go of named files and watches, whatever they lie on.
 
  private:
   std::vector<std::unique_ptr<DeviceLoaders>> devices_;  // By tier.

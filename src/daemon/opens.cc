@@ -141,7 +141,7 @@ void Opens::OnLooked(const LookKey& key, const Contents::Looked& looked) {
     Pending* const pending = Find(id);
     if (pending == nullptr) continue;  // Cancelled by what an answer before it led to.
     Move(id, *pending, std::monostate());
-    if (pending->brought.source == nullptr && pending->asked_at > looked.current_at) {
+    if (pending->brought.source == nullptr && pending->fresh_after > looked.current_at) {
       StartNamed(id, *pending);  // A look from before it asked: the files may have changed since.
       continue;
     }
@@ -381,6 +381,7 @@ void Opens::OnReply(store::ReplyError reply) {
   if (reply.status.code() == StatusCode::kAborted && !pending->retried && is_named) {
     // The file changed between looking at it and loading it: look again, once.
     pending->retried = true;
+    pending->fresh_after = Now();
     pending->contents.reset();
     Move(id, *pending, std::monostate());
     parts_.contents->Doubt(pending->request.model);

@@ -155,6 +155,7 @@ class Opens final {
     bool retried = false;                     // After a file changed under the load.
     bool is_own = false;                      // Asked by the daemon itself, for nobody.
     Time asked_at = Now();
+    Time fresh_after = asked_at;  // Looks from before say nothing about its files.
     Stage stage;
   };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <iterator>
 
 #include "daemon/log.h"
 
@@ -17,6 +18,9 @@ namespace {
 constexpr Duration kSlowWarningPause = std::chrono::seconds(1);
 // Of one wait: what epoll_wait can count, with room to spare.
 constexpr int64_t kTurnMaxMs = 60'000;
+
+// What is posted runs at most so long before descriptors and timers have their turn.
+constexpr Duration kPostedTurn = std::chrono::milliseconds(2);
 
 }  // namespace
 
@@ -116,10 +120,20 @@ void Reactor::RunPosted() {
     std::lock_guard lock(mu_);
     batch.swap(posted_);
   }
-  for (Posted& posted : batch) {
-    posted.callback();
-    posted.callback = nullptr;  // What it holds goes on its account.
-    NoteReturn(posted.name);
+  const Time turn_ends = Now() + kPostedTurn;
+  for (auto posted = batch.begin(); posted != batch.end(); ++posted) {
+    posted->callback();
+    posted->callback = nullptr;  // What it holds goes on its account.
+    NoteReturn(posted->name);
+    if (callback_began_ < turn_ends || posted + 1 == batch.end()) continue;
+    // Thousands of short ones would hold everybody as one long one does: the rest comes after
+    // whoever waits at a descriptor.
+    std::lock_guard lock(mu_);
+    posted_.insert(posted_.begin(), std::make_move_iterator(posted + 1),
+                   std::make_move_iterator(batch.end()));
+    const uint64_t one = 1;
+    (void)!::write(wakeup_.get(), &one, sizeof one);
+    return;
   }
 }
 

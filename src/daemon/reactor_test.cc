@@ -395,7 +395,9 @@ TEST_F(ReactorTest, SlowCallbacksAreToldOnceASecondAtMostAndNoneIsForgotten) {
   constexpr int kSlow = 5;
   for (int i = 0; i < kSlow; ++i) reactor_->Post("slow", [] { HoldFor(kHeld); });
   const Time began = Now();
-  std::string log = Logged([&] { reactor_->RunOnce(kNoWait); });
+  std::string log = Logged([&] {
+    for (int i = 0; i < kSlow; ++i) reactor_->RunOnce(kNoWait);  // One holds a whole turn.
+  });
   const auto lines = [](const std::string& text) {
     return std::count(text.begin(), text.end(), '\n');
   };
@@ -456,6 +458,37 @@ TEST_F(ReactorTest, ASpinningLoopHearsEventsTimersAndPosts) {
   });
   reactor_->Run();
   EXPECT_EQ(rounds, 5);
+}
+
+// Each is short, all together are not.
+TEST(ReactorTurnTest, ThousandsOfPostsDoNotHoldUpADescriptor) {
+  const std::unique_ptr<Reactor> reactor = Reactor::Create().value();
+  const UniqueFd event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  int posts = 0, posts_before_event = -1;
+  std::vector<int> order;
+  ASSERT_TRUE(reactor
+                  ->Watch(event.get(), EPOLLIN, "event",
+                          [&](uint32_t) {
+                            uint64_t count = 0;
+                            EXPECT_EQ(::read(event.get(), &count, sizeof count), 8);
+                            posts_before_event = posts;
+                          })
+                  .ok());
+  for (int i = 0; i < 200; ++i) {
+    reactor->Post("short", [&, i] {
+      const uint64_t one = 1;
+      if (i == 0) {
+        EXPECT_EQ(::write(event.get(), &one, sizeof one), 8);
+      }
+      for (const Time end = Now() + std::chrono::microseconds(500); Now() < end;) continue;
+      ++posts;
+      order.push_back(i);
+    });
+  }
+  while (posts < 200) reactor->RunOnce(std::chrono::milliseconds(1));
+  EXPECT_GE(posts_before_event, 1);
+  EXPECT_LT(posts_before_event, 100);
+  EXPECT_TRUE(std::is_sorted(order.begin(), order.end()));
 }
 
 }  // namespace
